@@ -14,12 +14,13 @@ use nix::errno::Errno;
 use nix::unistd::{AccessFlags, Group, User, access};
 use socket2::{Domain, Socket, Type};
 
-use crate::config::route::Target;
+use crate::config::route::{Files, Target};
 use crate::config::{
     App, CloudWatch, Command, Eject, ErrorPage, Health, ListenAddress, Loaded, LogTarget, Problem, Settings, Severity,
     SpeakTls,
 };
-use crate::files;
+use crate::files::open::Look;
+use crate::files::{self, Site};
 use crate::key_sets;
 use crate::socket_file;
 use crate::spool;
@@ -122,6 +123,10 @@ pub fn files(loaded: &Loaded) -> Vec<Problem> {
         for (name, files) in named {
             if let Some((title, label)) = missing_root(&files.root) {
                 found.problems.push(loaded.problem_of_route(index, name, &title, &label));
+            } else if let Some((title, label)) = missing_fallback(files) {
+                // It may come later, as the root's other files may.
+                let problem = loaded.problem_of_route(index, "static.fallback", &title, label);
+                found.problems.push(Problem { severity: Severity::Warning, ..problem });
             }
         }
     }
@@ -144,6 +149,20 @@ fn missing_root(root: &Path) -> Option<(String, String)> {
         Err(Errno::ENOENT) => Some((format!("there is no directory {shown}"), String::new())),
         Err(Errno::ENOTDIR) => Some((format!("{shown} is no directory"), String::new())),
         Err(error) => Some((format!("the directory {shown} cannot be read"), error.desc().to_owned())),
+    }
+}
+
+/// What is wrong with the file that takes the place of others.
+fn missing_fallback(files: &Files) -> Option<(String, &'static str)> {
+    let fallback = files.fallback.as_ref()?;
+    let shown = format!("{}{fallback}", files.root.display());
+    match files::open::look(&Site::new(files), fallback.as_bytes()) {
+        Look::File(_) => None,
+        Look::Directory => Some((format!("the fallback {shown} is a directory"), "expected the name of a file")),
+        Look::Missing | Look::Outside => {
+            Some((format!("there is no fallback {shown}"), "until there is, what is missing gets 404"))
+        }
+        Look::Forbidden | Look::Unavailable => Some((format!("the fallback {shown} cannot be read"), "")),
     }
 }
 

@@ -1,10 +1,16 @@
-//! Files that are served, as a loop does it: what is known of them, and their way to the client.
+//! Files that are served, as a loop does it: their way to the client.
 //!
-//! What lies behind a name is found out by a helper, and known for [`FRESH`]: so a file that is asked for often costs the loop no call
-//! but the one that reads it. Within as much again it is let go of, so that a file that is removed does not keep its disk. A loop reads only what the kernel has in memory; the rest is read by a helper. A small file leaves with its head,
+//! | file | what |
+//! |---|---|
+//! | `known` | what is known of files, what is being looked for, and who waits for it |
+//!
+//! What lies behind a name is found out by a helper, and believed for a moment: so a file that is asked for often costs the loop no call
+//! but the one that reads it. A loop reads only what the kernel has in memory; the rest is read by a helper. A small file leaves with its head,
 //! and its request needs no exchange; who has to wait for a helper, or gets more, has one.
 
-use std::collections::{HashMap, VecDeque};
+mod known;
+
+use std::collections::VecDeque;
 use std::io::ErrorKind;
 use std::sync::Arc;
 
@@ -14,7 +20,6 @@ use crate::buffers::slots::Key;
 use crate::connection::{State, Stream};
 use crate::dispatch::Outcome as End;
 use crate::exchange::{Ending, Exchange, Hold, Phase, Source, Upload};
-use crate::files::Site;
 use crate::files::answer::{Named, Piece, Plan, Terms};
 use crate::files::conditions::Asked;
 use crate::files::open::{self, Look, Opened, Served};
@@ -27,13 +32,10 @@ use crate::http::{Framing, Method, Version, body_len, find_lines};
 use crate::mailbox::Message;
 
 use super::{Leads, Loop, LoopRoute, Written};
+pub(crate) use known::KnownFiles;
+pub use known::MOST_OPEN;
+use known::{FRESH, Search, Waiter};
 
-/// For how long what was found out is believed, in nanoseconds: a second.
-const FRESH: u64 = 1_000_000_000;
-/// How many names a loop knows at most.
-const MOST_NAMES: usize = 512;
-/// How many files it has open for them at most.
-pub const MOST_OPEN: usize = 128;
 /// Bytes of a file that leave with its head at most.
 const INLINE: u64 = 15 * 1024;
 /// Bytes of a file that are sent without being read, at least: it takes a call more to know that they are in memory.
@@ -43,64 +45,24 @@ const COLD: u64 = 128 * 1024;
 /// What may be done with files.
 const METHODS: &str = "GET, HEAD, OPTIONS";
 
-/// What is known of files.
-#[derive(Default)]
-pub(crate) struct KnownFiles {
-    /// By the number of the site and the name in it.
-    names: HashMap<Box<[u8]>, Known>,
-    /// Where such a key is put together.
-    key: Vec<u8>,
-}
-
-/// What is known of a name, and who waits to know it.
-#[derive(Default)]
-struct Known {
-    look: Option<Look>,
-    /// When it was found out, in the loop's nanoseconds.
-    at: u64,
-    /// Helpers are asked as long as there are any.
-    waiting: Vec<Waiter>,
-}
-
-/// An exchange that waits for what lies behind a name.
-struct Waiter {
-    exchange: Key,
-    site: Arc<Site>,
-    name: Box<[u8]>,
-    /// Path and query as they came.
-    target: Box<[u8]>,
-    /// What the app has said that has named it.
-    named: Option<Named>,
-}
-
 /// What is left of a file to be sent.
 #[derive(Debug)]
 pub(crate) struct Sending {
-    served: Arc<Served>,
-    coded: Option<usize>,
+    /// The one that was chosen: its siblings are open for nobody who reads slowly.
+    file: Arc<Opened>,
     pieces: VecDeque<Piece>,
     /// A helper reads.
     asked: bool,
 }
 
-impl Sending {
-    fn file(&self) -> &Opened {
-        file_of(&self.served, self.coded)
-    }
-
-    /// So many bytes of the first piece, which is one of the file, have been read.
-    fn advance(&mut self, count: u64) {
-        if let Some(Piece::Bytes(range)) = self.pieces.front_mut() {
-            range.start = range.end.min(range.start + count);
-            if range.is_empty() {
-                self.pieces.pop_front();
-            }
+/// So many bytes of the first piece, which is one of the file, have been read.
+fn advance(pieces: &mut VecDeque<Piece>, count: u64) {
+    if let Some(Piece::Bytes(range)) = pieces.front_mut() {
+        range.start = range.end.min(range.start + count);
+        if range.is_empty() {
+            pieces.pop_front();
         }
     }
-}
-
-fn file_of(served: &Served, coded: Option<usize>) -> &Opened {
-    coded.and_then(|index| served.coded.get(index)).map_or(&served.plain, |(_, file)| file)
 }
 
 /// What is answered.
@@ -109,6 +71,8 @@ enum Outcome {
     /// To the same with a slash at its end.
     Redirect(String),
     Methods,
+    /// There is no such part of what has so many bytes.
+    Beyond(u64),
     Error(u16, &'static str),
 }
 
@@ -127,75 +91,6 @@ struct Whom<'a> {
     head_only: bool,
     accept: &'a [u8],
     id: Option<&'a [u8]>,
-}
-
-impl KnownFiles {
-    /// What lies behind a name, if that was found out not long ago.
-    fn fresh(&mut self, site: &Site, name: &[u8], now: u64) -> Option<Look> {
-        self.key.clear();
-        self.key.extend_from_slice(&site.number.to_le_bytes());
-        self.key.extend_from_slice(name);
-        let known = self.names.get(&self.key[..]).filter(|known| now.saturating_sub(known.at) < FRESH)?;
-        known.look.clone()
-    }
-
-    /// What lies behind a name, or behind the one that takes its place where nothing does: and the name. Where it is not known, the name
-    /// that is to be asked for.
-    fn find<'a>(&mut self, site: &'a Site, mut name: &'a [u8], now: u64) -> (Option<Look>, &'a [u8]) {
-        loop {
-            match (self.fresh(site, name, now), site.fallback(name)) {
-                (Some(Look::Missing), Some(fallback)) => name = fallback,
-                (look, _) => return (look, name),
-            }
-        }
-    }
-
-    /// How many files are open, those that only their readers still have left out.
-    fn open(&self) -> usize {
-        let of = |look: &Look| if let Look::File(served) = look { 1 + served.coded.len() } else { 0 };
-        self.names.values().filter_map(|known| known.look.as_ref()).map(of).sum()
-    }
-
-    /// Forgets what is not fresh any more: what was known.
-    fn forget_stale(&mut self, now: u64) -> Vec<Look> {
-        let mut gone = Vec::new();
-        self.names.retain(|_, known| {
-            let is_fresh = now.saturating_sub(known.at) < FRESH;
-            if !is_fresh {
-                gone.extend(known.look.take());
-            }
-            is_fresh || !known.waiting.is_empty()
-        });
-        gone
-    }
-
-    /// Forgets that nothing could be found out of a name.
-    fn forget_failure(&mut self, key: &[u8]) {
-        match self.names.get_mut(key) {
-            Some(known) if known.waiting.is_empty() => drop(self.names.remove(key)),
-            Some(known) => known.look = None,
-            None => {}
-        }
-    }
-
-    /// Makes place for one more name: those go that are not fresh any more, and if there are none, the oldest.
-    fn make_place(&mut self, now: u64) {
-        let is_full = |files: &KnownFiles| files.names.len() >= MOST_NAMES || files.open() >= MOST_OPEN;
-        if !is_full(self) {
-            return;
-        }
-        self.forget_stale(now);
-        while is_full(self) {
-            let idle = self.names.iter().filter(|(_, known)| known.waiting.is_empty());
-            let Some(oldest) = idle.min_by_key(|(_, known)| known.at).map(|(key, _)| key.clone()) else { return };
-            self.names.remove(&oldest);
-        }
-    }
-
-    /// Forgets everything, but for what is waited for: what is served has changed.
-    pub fn forget(&mut self) {
-        self.names.retain(|_, known| !known.waiting.is_empty());
-    }
 }
 
 impl<B: Backend> Loop<B> {
@@ -279,48 +174,60 @@ impl<B: Backend> Loop<B> {
                 let plan = Plan::new(&served, &Asked::read(head), reads, (media_type, boundary));
                 match plan.status {
                     412 => Outcome::Error(412, "the file is not the one that the request is about"),
+                    416 => Outcome::Beyond(plan.file(&served).size),
                     _ => Outcome::File(served, plan),
                 }
             }
             // What an app names is a file.
             Look::Directory if named.is_none() => Outcome::Redirect(with_slash(target)),
-            Look::Directory | Look::Missing => Outcome::Error(404, "there is no such file"),
+            Look::Directory | Look::Missing | Look::Outside => Outcome::Error(404, "there is no such file"),
             Look::Forbidden => Outcome::Error(403, "the server may not read this file"),
             Look::Unavailable => Outcome::Error(503, "the file cannot be read now"),
         }
     }
 
-    /// Has a helper find out what lies behind a name, unless one does so already.
+    /// Has a helper find out what lies behind a name, unless one does so already, or will.
     fn ask_for_file(&mut self, waiter: Waiter) {
-        let now = self.time.nanos();
-        self.apps.files.make_place(now);
-        let key: Box<[u8]> = [&waiter.site.number.to_le_bytes()[..], &waiter.name].concat().into();
-        let known = self.apps.files.names.entry(key.clone()).or_default();
-        let (site, name, exchange) = (waiter.site.clone(), waiter.name.clone(), waiter.exchange);
-        known.waiting.push(waiter);
-        if known.waiting.len() > 1 {
-            return;
-        }
-        let told = key.clone();
-        let work = move || open::look(&site, &name);
-        let message = move |look| Message::Found(told, look);
-        if !self.shared.ask_helper((self.index, &self.counters), Kind::Waits, work, message) {
-            if let Some(known) = self.apps.files.names.get_mut(&key) {
-                known.waiting.clear();
+        let exchange = waiter.exchange;
+        match self.apps.files.wait(waiter) {
+            Ok(is_first) => self.counters.helper_jobs.add(u64::from(is_first)),
+            Err(()) => {
+                self.counters.helper_jobs.add(1);
+                self.counters.helper_refusals.add(1);
+                self.finish(exchange, Ending::Failed { status: 503, reason: BUSY, outcome: Some(End::Unused) });
             }
-            self.finish(exchange, Ending::Failed { status: 503, reason: BUSY, outcome: Some(End::Unused) });
+        }
+        self.look_for_files();
+    }
+
+    /// Has helpers look for what is next in line, as far as there may be files open for it.
+    fn look_for_files(&mut self) {
+        while let Some(Search { key, site, name, gone }) = self.apps.files.next(self.time.nanos()) {
+            let (told, postboxes, index) = (key.clone(), self.shared.postboxes.clone(), self.index);
+            let work = move || {
+                // To close the last descriptor of a file that is removed is to free its disk, which may take its time.
+                drop(gone);
+                open::look(&site, &name)
+            };
+            let tell = move |look| postboxes.post(index, Message::Found(told, look));
+            if !self.shared.helpers.ask(Kind::Waits, work, tell) {
+                self.counters.helper_refusals.add(1);
+                for waiter in self.apps.files.give_up(&key) {
+                    let busy = Ending::Failed { status: 503, reason: BUSY, outcome: Some(End::Unused) };
+                    self.finish(waiter.exchange, busy);
+                }
+            }
         }
     }
 
     /// A helper has found out what lies behind a name, or has failed to.
     pub fn found(&mut self, key: &[u8], look: Option<Look>) {
         let now = self.time.nanos();
-        let Some(known) = self.apps.files.names.get_mut(key) else { return };
         let look = look.unwrap_or(Look::Unavailable);
         let has_failed = matches!(look, Look::Unavailable);
-        (known.look, known.at) = (Some(look), now);
+        let waiting = self.apps.files.found(key, look, now);
         self.time.files = self.time.files.min(now + FRESH);
-        for waiter in std::mem::take(&mut known.waiting) {
+        for waiter in waiting {
             self.concern(waiter.exchange);
             self.go_on_with_file(waiter);
         }
@@ -328,6 +235,7 @@ impl<B: Backend> Loop<B> {
             // Whoever comes next may find a descriptor, or the root where it was.
             self.apps.files.forget_failure(key);
         }
+        self.look_for_files();
     }
 
     /// Lets go of the files that are not believed any more; the next look is due while there are others.
@@ -335,7 +243,7 @@ impl<B: Backend> Loop<B> {
     pub fn let_go_of_files(&mut self) {
         let now = self.time.nanos();
         let gone = self.apps.files.forget_stale(now);
-        self.time.files = if self.apps.files.names.is_empty() { u64::MAX } else { now + FRESH };
+        self.time.files = if self.apps.files.is_empty() { u64::MAX } else { now + FRESH };
         if gone.iter().any(|look| matches!(look, Look::File(_))) {
             // To close the last descriptor of a file that is removed is to free its disk, which may take its time.
             self.shared.helpers.ask(Kind::Waits, move || drop(gone), |_| ());
@@ -349,10 +257,21 @@ impl<B: Backend> Loop<B> {
             return;
         }
         let (look, name) = self.apps.files.find(&waiter.site, &waiter.name, self.time.nanos());
-        let Some(look) = look else {
-            waiter.name = name.into();
-            return self.ask_for_file(waiter);
-        };
+        waiter.name = Box::from(name);
+        match look {
+            Some(look) => self.answer_with_file(&waiter, look),
+            None => self.ask_for_file(waiter),
+        }
+    }
+
+    /// Answers an exchange whose name that lies behind.
+    fn answer_with_file(&mut self, waiter: &Waiter, look: Look) {
+        let (key, name) = (waiter.exchange, &*waiter.name);
+        if matches!(look, Look::Outside) {
+            let reason = "the app has named a file that is not below the root of its route";
+            self.warn(key, "a file cannot be sent", reason, &[]);
+            return self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(End::Unused) });
+        }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (connection, method, id) = (exchange.stream.connection, exchange.request.method, exchange.request.id);
         let (head, edits) = (exchange.request.head.clone(), exchange.answer.edits.clone());
@@ -391,29 +310,48 @@ impl<B: Backend> Loop<B> {
                 let terms = Terms { cache, edits, named, date, client: (whom.version, whom.keep_alive) };
                 return self.ready_file(served, plan, &terms, whom.head_only);
             }
-            Outcome::Error(status, detail) => {
-                let reply = Reply {
-                    format: reply::negotiate(whom.accept),
-                    keep_alive: whom.keep_alive,
-                    http10: whom.version == Version::Http10,
-                    head_only: whom.head_only,
-                    retry_after: (status == 503).then_some(1),
-                    request_id: whom.id,
-                    allow: METHODS,
-                    ..Reply::new(status, detail, date)
-                };
-                let reply = Reply { page: self.apps.page(&reply, edits), ..reply };
-                let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
-                let bytes = body_len(&piece) as u64;
-                return Ready { piece, status, bytes, rest: None };
+            Outcome::Beyond(size) => {
+                let lines = format!("\r\nContent-Range: bytes */{size}");
+                return self.ready_error((416, "the file has no such part"), lines.as_bytes(), edits, whom);
             }
+            Outcome::Error(status, detail) => return self.ready_error((status, detail), b"", edits, whom),
             Outcome::Redirect(to) => Direct::with(308, &format!("Location: {to}\r\n"), b""),
             Outcome::Methods => Direct::with(204, &format!("Allow: {METHODS}\r\n"), b""),
+        };
+        let direct = match edits {
+            Some(edits) => direct.with_lines(edits.lines()),
+            None => direct,
         };
         let piece = self.memory.scratch.write(direct.room(), |out| {
             direct.write(out, date, whom.version, whom.keep_alive, whom.head_only);
         });
         Ready { piece, status: direct.status(), bytes: 0, rest: None }
+    }
+
+    /// An error with further lines of its head, each behind the end of the one before it.
+    #[cold]
+    fn ready_error(
+        &mut self,
+        (status, detail): (u16, &str),
+        lines: &[u8],
+        edits: Option<&Edits>,
+        whom: &Whom<'_>,
+    ) -> Ready {
+        let reply = Reply {
+            format: reply::negotiate(whom.accept),
+            keep_alive: whom.keep_alive,
+            http10: whom.version == Version::Http10,
+            head_only: whom.head_only,
+            retry_after: (status == 503).then_some(1),
+            request_id: whom.id,
+            lines,
+            allow: METHODS,
+            ..Reply::new(status, detail, &self.time.day.date)
+        };
+        let reply = Reply { page: self.apps.page(&reply, edits), ..reply };
+        let piece = self.memory.scratch.write(reply::error_room(&reply), |out| reply::error(out, &reply));
+        let bytes = body_len(&piece) as u64;
+        Ready { piece, status, bytes, rest: None }
     }
 
     fn ready_file(&mut self, served: Arc<Served>, mut plan: Plan, terms: &Terms<'_>, head_only: bool) -> Ready {
@@ -429,10 +367,10 @@ impl<B: Backend> Loop<B> {
             // What is not in memory, or fails, is the helpers' to read.
             bytes = out.read(&file.file, inline.start, count).unwrap_or(0) as u64;
         });
-        let (status, coded, pieces) = (plan.status, plan.coded, std::mem::take(&mut plan.pieces));
-        let mut rest = Sending { served, coded, pieces, asked: false };
-        rest.advance(bytes);
-        let rest = (!head_only && !rest.pieces.is_empty()).then(|| Box::new(rest));
+        let (status, mut pieces) = (plan.status, std::mem::take(&mut plan.pieces));
+        advance(&mut pieces, bytes);
+        let goes_on = !head_only && !pieces.is_empty();
+        let rest = goes_on.then(|| Box::new(Sending { file: plan.file(&served).clone(), pieces, asked: false }));
         Ready { piece, status, bytes, rest }
     }
 
@@ -469,9 +407,9 @@ impl<B: Backend> Loop<B> {
                     let pool = &self.memory.pool;
                     let block = pool.take(size, Share::Client).or_else(|| pool.take(Size::Small, Share::Client));
                     let mut block = block.unwrap_or_else(|| pool.heap_with_room(b"", SMALL));
-                    match block.read(&sending.file().file, at, usize::try_from(left).unwrap_or(usize::MAX)) {
+                    match block.read(&sending.file.file, at, usize::try_from(left).unwrap_or(usize::MAX)) {
                         Ok(0) => return self.cut_file(key, SHORTER),
-                        Ok(count) => sending.advance(count as u64),
+                        Ok(count) => advance(&mut sending.pieces, count as u64),
                         Err(error) if is_cold(&error) => return self.read_cold(key, at, left.min(COLD)),
                         Err(_) => return self.cut_file(key, UNREADABLE),
                     }
@@ -498,13 +436,13 @@ impl<B: Backend> Loop<B> {
         let exchange = self.exchanges.lookup_mut(key)?;
         let Source::File(sending) = &mut exchange.source else { return None };
         let Some(Piece::Bytes(range)) = sending.pieces.front() else { return None };
-        let handed = self.backend.send_file(connection, &sending.file().file, range.start, range.end - range.start);
+        let handed = self.backend.send_file(connection, &sending.file.file, range.start, range.end - range.start);
         match handed {
             Handed::Unable => return None,
             Handed::Ended => self.cut_file(key, SHORTER),
             Handed::Sent(0) => exchange.answer.hold = Hold::Client,
             Handed::Sent(count) => {
-                sending.advance(count);
+                advance(&mut sending.pieces, count);
                 exchange.answer.bytes += count;
                 return Some(true);
             }
@@ -516,8 +454,8 @@ impl<B: Backend> Loop<B> {
     fn read_cold(&mut self, key: Key, at: u64, count: u64) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         let Source::File(sending) = &mut exchange.source else { return };
-        let (served, coded) = (sending.served.clone(), sending.coded);
-        let work = move || open::read(&file_of(&served, coded).file, at, count as usize);
+        let opened = sending.file.clone();
+        let work = move || open::read(&opened.file, at, count as usize);
         let message = move |bytes: Option<std::io::Result<Vec<u8>>>| Message::Read(key, bytes.and_then(Result::ok));
         sending.asked = self.shared.ask_helper((self.index, &self.counters), Kind::Waits, work, message);
         if !sending.asked {
@@ -537,7 +475,7 @@ impl<B: Backend> Loop<B> {
             None => self.cut_file(key, UNREADABLE),
             Some(bytes) if bytes.is_empty() => self.cut_file(key, SHORTER),
             Some(bytes) => {
-                sending.advance(bytes.len() as u64);
+                advance(&mut sending.pieces, bytes.len() as u64);
                 exchange.answer.bytes += bytes.len() as u64;
                 let block = self.memory.pool.heap(&bytes);
                 self.send(connection, block.into());
@@ -577,17 +515,11 @@ impl<B: Backend> Loop<B> {
         }
         self.close_spooled_body(key);
         self.watch(connection);
-        match name {
-            Some(name) => {
-                let waiter =
-                    Waiter { exchange: key, site, name: name.into(), target: b"/"[..].into(), named: Some(named) };
-                self.go_on_with_file(waiter);
-            }
-            None => {
-                let reason = "the app has named a file that is not below the root of its route";
-                self.warn(key, "a file cannot be sent", reason, &[]);
-                self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(End::Unused) });
-            }
+        let (name, look) = name.map_or_else(|look| (Vec::new(), Some(look)), |name| (name, None));
+        let waiter = Waiter { exchange: key, site, name: name.into(), target: b"/"[..].into(), named: Some(named) };
+        match look {
+            Some(look) => self.answer_with_file(&waiter, look),
+            None => self.go_on_with_file(waiter),
         }
         true
     }
@@ -621,53 +553,6 @@ fn with_slash(target: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::route::Files;
-
-    #[test]
-    fn what_is_known_has_a_bound() {
-        let mut files = KnownFiles::default();
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("a.txt"), "").unwrap();
-        let found = Files { root: folder.path().to_owned(), ..Files::default() };
-        let found = open::look(&Site::new(&found), b"/a.txt");
-        for (look, most) in [(Look::Missing, MOST_NAMES), (found, MOST_OPEN)] {
-            for number in 0..2 * MOST_NAMES as u64 {
-                files.make_place(number);
-                let known = Known { look: Some(look.clone()), at: number, waiting: Vec::new() };
-                files.names.insert(number.to_le_bytes().into(), known);
-            }
-            let newest = (2 * MOST_NAMES as u64 - 1).to_le_bytes();
-            assert!(files.names.contains_key(&newest[..]), "the oldest go first");
-            assert_eq!(files.names.len(), most);
-            assert_eq!(files.forget_stale(FRESH + 600).len(), 601 - (2 * MOST_NAMES - most).min(601));
-            files.forget_stale(FRESH * 10);
-            assert!(files.names.is_empty(), "what is not fresh goes");
-        }
-    }
-
-    #[test]
-    fn a_failure_is_not_known_and_who_waits_is_not_forgotten() {
-        let mut files = KnownFiles::default();
-        let site = Arc::new(Site::new(&Files::default()));
-        let waiter = || Waiter {
-            exchange: Key::NONE,
-            site: site.clone(),
-            name: b"/".as_slice().into(),
-            target: Box::default(),
-            named: None,
-        };
-        let known = |look| Known { look: Some(look), at: 0, waiting: Vec::new() };
-        files.names.insert(b"idle".as_slice().into(), known(Look::Unavailable));
-        files.names.insert(b"asked".as_slice().into(), Known { waiting: vec![waiter()], ..known(Look::Unavailable) });
-        ["idle", "asked", "missing"].iter().for_each(|name| files.forget_failure(name.as_bytes()));
-        let left = &files.names[b"asked".as_slice()];
-        assert!(files.names.len() == 1 && left.look.is_none() && left.waiting.len() == 1);
-        // Not even what it was: another may be waited for while the old one is open.
-        files.names.insert(b"asked".as_slice().into(), Known { waiting: vec![waiter()], ..known(Look::Missing) });
-        assert_eq!(files.forget_stale(FRESH).len(), 1);
-        assert!(files.names[b"asked".as_slice()].look.is_none());
-    }
-
     #[test]
     fn a_redirect_stays_on_its_host() {
         for (target, expected) in [

@@ -22,12 +22,13 @@ pub mod media;
 pub mod open;
 pub mod ranges;
 
-use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::config::route::Files;
+use crate::http::route;
+
+use open::Look;
 
 /// The longest path that is looked for: as long as the kernel takes one.
 const LONGEST_PATH: usize = 4000;
@@ -63,26 +64,47 @@ impl Site {
         is_name(inside).then_some(inside)
     }
 
-    /// What a path names that an app has written itself: `X-Accel-Redirect`'s is one of the server's, `X-Sendfile`'s one of the file system
-    /// or of the root.
-    pub fn name_of_app(&self, value: &[u8], file_system: bool) -> Option<Vec<u8>> {
-        let path = match file_system {
-            false => crate::http::route::resolved(value).into_owned(),
-            true => {
-                let inside = Path::new(OsStr::from_bytes(value)).strip_prefix(&self.files.root);
-                let inside = inside.map_or(value, |inside| inside.as_os_str().as_bytes());
-                if inside.first() == Some(&b'/') { inside.to_vec() } else { [b"/", inside].concat() }
-            }
+    /// What a path names that an app has written itself: `X-Accel-Redirect`'s is one of the server's, `X-Sendfile`'s one of the file system, or
+    /// of the root. One of the file system that is not below the root as it is configured may be below it as it is, which only the file
+    /// system tells: it is a name with a slash more before it. An error: what is known of it already.
+    ///
+    /// # Errors
+    /// [`Look::Outside`], where it leads out of the root; [`Look::Missing`], where it names nothing that anybody may have.
+    pub fn name_of_app(&self, value: &[u8], file_system: bool) -> Result<Vec<u8>, Look> {
+        let decoded;
+        let value = if file_system {
+            value
+        } else {
+            decoded = route::decoded(route::before_query(value));
+            &decoded
         };
-        let name = if file_system { Some(&path[..]).filter(|path| is_name(path)) } else { self.name(&path) };
-        name.filter(|name| name.last().is_some_and(|last| *last != b'/')).map(<[u8]>::to_vec)
+        let is_whole = value.starts_with(b"/");
+        let (path, climbs) = route::without_dots(value);
+        if climbs || (!file_system && !is_whole) {
+            return Err(Look::Outside);
+        }
+        let name = match file_system {
+            true if is_whole => match below(&path, self.files.root.as_os_str().as_bytes()) {
+                Some(name) => Some(name).filter(|name| is_name(name)),
+                None => return Ok([b"/", &path[..]].concat()),
+            },
+            true => Some(&path[..]).filter(|name| is_name(name)),
+            false => self.name(&path),
+        };
+        let name = name.filter(|name| name.last().is_some_and(|last| *last != b'/'));
+        name.map(<[u8]>::to_vec).ok_or(Look::Missing)
+    }
+
+    /// Whether that is what takes the place of others.
+    pub fn is_fallback(&self, name: &[u8]) -> bool {
+        self.files.fallback.as_ref().is_some_and(|fallback| fallback.as_bytes() == name)
     }
 
     /// What is served where nothing has that name, for paths of an app in the browser: such as name no file, for these have an ending.
     pub fn fallback(&self, name: &[u8]) -> Option<&[u8]> {
         let fallback = self.files.fallback.as_ref()?.as_bytes();
         let last = name.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        (!last.contains(&b'.') && name != fallback).then_some(fallback)
+        (!last.contains(&b'.') && !self.is_fallback(name)).then_some(fallback)
     }
 
     /// What `Cache-Control` says of that name; empty for nothing.
@@ -94,6 +116,14 @@ impl Site {
             (false, _) => &self.files.cache,
         }
     }
+}
+
+/// What a path of the file system names below a directory: beginning with a slash, and empty where it is the directory. `None`: it is not below it.
+fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
+    // Of one that is relative nobody knows here where it is.
+    let (directory, _) = directory.starts_with(b"/").then(|| route::without_dots(directory))?;
+    let inside = path.strip_prefix(directory.strip_suffix(b"/").unwrap_or(&directory))?;
+    matches!(inside.first(), None | Some(b'/')).then_some(inside)
 }
 
 /// Whether that is a path to something that may be served.
@@ -240,40 +270,51 @@ mod tests {
 
     #[test]
     fn an_app_names_files_of_the_root_alone() {
-        let of = |value: &str, file_system| {
-            let name = site("/internal").name_of_app(value.as_bytes(), file_system);
-            name.map(|name| String::from_utf8(name).unwrap())
+        let of = |value: &str, file_system| match site("/internal").name_of_app(value.as_bytes(), file_system) {
+            Ok(name) => String::from_utf8(name).unwrap(),
+            Err(look) => format!("{look:?}"),
         };
         for (value, expected) in [
-            ("/internal/a.pdf", Some("/a.pdf")),
-            ("/internal/a%20b.pdf?x", Some("/a b.pdf")),
-            ("/a.pdf", Some("/a.pdf")),
-            ("/internal/../etc/passwd", Some("/etc/passwd")),
-            ("/internal/.env", None),
-            ("/internal/a/", None),
-            ("/internal", None),
-            ("a.pdf", None),
-            ("", None),
+            ("/internal/a.pdf", "/a.pdf"),
+            ("/internal/a%20b.pdf?x", "/a b.pdf"),
+            ("/a.pdf", "/a.pdf"),
+            ("/internal/../etc/passwd", "/etc/passwd"),
+            ("/internal/.env", "Missing"),
+            ("/internal/a/", "Missing"),
+            ("/internal", "Missing"),
+            ("/../a.pdf", "Outside"),
+            ("/internal/%2e%2e/../a.pdf", "Outside"),
+            ("a.pdf", "Outside"),
+            ("", "Missing"),
         ] {
-            assert_eq!(of(value, false).as_deref(), expected, "X-Accel-Redirect: {value}");
+            assert_eq!(of(value, false), expected, "X-Accel-Redirect: {value}");
         }
         for (value, expected) in [
-            ("/srv/www/a.pdf", Some("/a.pdf")),
-            ("/srv/www/a%20b.pdf", Some("/a%20b.pdf")),
-            ("a/b.pdf", Some("/a/b.pdf")),
-            ("/a.pdf", Some("/a.pdf")),
-            ("/etc/passwd", Some("/etc/passwd")),
-            ("/srv/www/../x", None),
-            ("../x", None),
-            ("/srv/www//x", Some("/x")),
-            ("/srv//www/a/b", Some("/a/b")),
-            ("/srv/www/a/../../x", None),
-            ("/srv/wwwx", Some("/srv/wwwx")),
-            ("/srv/www", None),
-            ("/srv/www/", None),
-            ("", None),
+            ("/srv/www/a.pdf", "/a.pdf"),
+            ("/srv/www/a%20b.pdf", "/a%20b.pdf"),
+            ("a/b.pdf", "/a/b.pdf"),
+            ("./a.pdf", "/a.pdf"),
+            ("a/../b.pdf", "/b.pdf"),
+            ("/srv/www/a/../b.pdf", "/b.pdf"),
+            ("/srv/www/./b.pdf", "/b.pdf"),
+            ("/srv/www//x", "/x"),
+            ("/srv//www/a/b", "/a/b"),
+            // What only the file system tells.
+            ("/a.pdf", "//a.pdf"),
+            ("/etc/passwd", "//etc/passwd"),
+            ("/srv/www/../x", "//srv/x"),
+            ("/srv/www/a/../../x", "//srv/x"),
+            ("/srv/wwwx", "//srv/wwwx"),
+            ("../x", "Outside"),
+            ("a/../../x", "Outside"),
+            ("/../srv/www/x", "Outside"),
+            ("/srv/www", "Missing"),
+            ("/srv/www/", "Missing"),
+            ("/srv/www/a/", "Missing"),
+            ("/srv/www/.env", "Missing"),
+            ("", "Missing"),
         ] {
-            assert_eq!(of(value, true).as_deref(), expected, "X-Sendfile: {value}");
+            assert_eq!(of(value, true), expected, "X-Sendfile: {value}");
         }
     }
 

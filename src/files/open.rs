@@ -5,6 +5,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
@@ -14,8 +15,8 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
 
-use super::Site;
 use super::media;
+use super::{Site, below, is_name};
 use crate::config::Coding;
 use crate::http::date;
 
@@ -45,9 +46,9 @@ pub struct Served {
     /// Its media type.
     pub media_type: &'static str,
     /// The file.
-    pub plain: Opened,
+    pub plain: Arc<Opened>,
     /// Its siblings.
-    pub coded: Vec<(Coding, Opened)>,
+    pub coded: Vec<(Coding, Arc<Opened>)>,
 }
 
 /// What lies behind a name.
@@ -59,13 +60,16 @@ pub enum Look {
     Directory,
     /// Nothing that is served.
     Missing,
+    /// Nothing below the root, where an app has named it in full.
+    Outside,
     /// Something that this user may not read.
     Forbidden,
     /// It cannot be told now: a disk that fails, no descriptor left, a root that is not there.
     Unavailable,
 }
 
-/// Looks for a name ([`Site::name`]). It may block for as long as the file system likes.
+/// Looks for a name ([`Site::name`]), or for a path of the file system with a slash more before it ([`Site::name_of_app`]). It may block for as long
+/// as the file system likes.
 pub fn look(site: &Site, name: &[u8]) -> Look {
     if name.is_empty() {
         return Look::Directory;
@@ -74,6 +78,9 @@ pub fn look(site: &Site, name: &[u8]) -> Look {
         Ok(root) => root,
         Err(error) => return if error == Errno::EACCES { Look::Forbidden } else { Look::Unavailable },
     };
+    if name.starts_with(b"//") {
+        return in_full(site, &root, &name[1..]);
+    }
     if name.ends_with(b"/") {
         let mut found = Look::Missing;
         for index in &site.files.index {
@@ -85,6 +92,16 @@ pub fn look(site: &Site, name: &[u8]) -> Look {
         return if matches!(found, Look::Directory) { Look::Missing } else { found };
     }
     file(&root, name)
+}
+
+/// Looks for a path of the file system that is not below the root as it is configured, and may be below it as it is.
+fn in_full(site: &Site, root: &OwnedFd, path: &[u8]) -> Look {
+    let Ok(real) = site.files.root.canonicalize() else { return Look::Unavailable };
+    match below(path, real.as_os_str().as_bytes()) {
+        Some(name) if is_name(name) && !name.ends_with(b"/") => file(root, name),
+        Some(_) => Look::Missing,
+        None => Look::Outside,
+    }
 }
 
 /// The root, to look for names in. A link on the way to it is followed anew each time, so that it can be switched over.
@@ -103,10 +120,10 @@ fn file(root: &OwnedFd, name: &[u8]) -> Look {
     if media::is_compressible(media_type) {
         for coding in Coding::ALL {
             let sibling = open(root, &[name, coding.ending().as_bytes()].concat()).ok().flatten();
-            coded.extend(sibling.map(|sibling| (coding, sibling)));
+            coded.extend(sibling.map(|sibling| (coding, Arc::new(sibling))));
         }
     }
-    Look::File(Arc::new(Served { media_type, plain, coded }))
+    Look::File(Arc::new(Served { media_type, plain: Arc::new(plain), coded }))
 }
 
 fn failed(error: Errno) -> Look {
@@ -317,5 +334,23 @@ mod tests {
             std::fs::File::options().write(true).open(&path).unwrap().set_modified(time).unwrap();
         }
         assert_ne!(tag(), before);
+    }
+
+    #[test]
+    fn a_path_in_full_is_below_the_root_as_it_is() {
+        let folder = folder();
+        let real = folder.path().canonicalize().unwrap();
+        symlink("root", folder.path().join("current")).unwrap();
+        let site = Site::new(&Files { root: folder.path().join("current"), ..Files::default() });
+        let look = |path: &str| look(&site, format!("/{}/{path}", real.display()).as_bytes());
+        assert!(matches!(look("root/a/b/c.txt"), Look::File(_)));
+        for missing in ["root", "root/", "root/a/", "root/x", "root/.a"] {
+            assert!(matches!(look(missing), Look::Missing), "{missing}");
+        }
+        for outside in ["outside/secret", "rooted/x", "", "root/../outside/secret"] {
+            assert!(!matches!(look(outside), Look::File(_)), "{outside}");
+        }
+        assert!(matches!(look("outside/secret"), Look::Outside));
+        assert!(matches!(look("root/a"), Look::Directory));
     }
 }

@@ -216,7 +216,7 @@ impl Paths {
 }
 
 /// A path without its query; of a target that is none, `/`.
-fn before_query(target: &[u8]) -> &[u8] {
+pub fn before_query(target: &[u8]) -> &[u8] {
     let path = &target[..memchr::memchr(b'?', target).unwrap_or(target.len())];
     if path.is_empty() { b"/" } else { path }
 }
@@ -238,6 +238,11 @@ pub fn resolved(target: &[u8]) -> Cow<'_, [u8]> {
 /// A path with its escapes decoded, one slash for many, and its dots resolved.
 #[cold]
 fn resolve(path: &[u8]) -> Vec<u8> {
+    without_dots(&decoded(path)).0
+}
+
+/// A path with its escapes decoded.
+pub fn decoded(path: &[u8]) -> Vec<u8> {
     let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
     let mut decoded = Vec::with_capacity(path.len());
     let mut at = 0;
@@ -253,17 +258,23 @@ fn resolve(path: &[u8]) -> Vec<u8> {
             }
         }
     }
+    decoded
+}
+
+/// A path that begins with a slash, with one slash for many, and its dots resolved; and whether they lead above where it begins, which counts
+/// for nothing.
+pub fn without_dots(path: &[u8]) -> (Vec<u8>, bool) {
     let mut segments: Vec<&[u8]> = Vec::new();
-    let mut ends_open = false;
-    for segment in decoded.split(|byte| *byte == b'/') {
+    let (mut ends_open, mut climbs) = (false, false);
+    for segment in path.split(|byte| *byte == b'/') {
         ends_open = matches!(segment, b"" | b"." | b"..");
         match segment {
             b"" | b"." => {}
-            b".." => drop(segments.pop()),
+            b".." => climbs |= segments.pop().is_none(),
             _ => segments.push(segment),
         }
     }
-    let mut out = Vec::with_capacity(decoded.len() + 1);
+    let mut out = Vec::with_capacity(path.len() + 1);
     for segment in &segments {
         out.push(b'/');
         out.extend_from_slice(segment);
@@ -271,7 +282,7 @@ fn resolve(path: &[u8]) -> Vec<u8> {
     if ends_open || segments.is_empty() {
         out.push(b'/');
     }
-    out
+    (out, climbs)
 }
 
 /// A host without its port, in lower case. What is longer than any name matches none, and is nothing.

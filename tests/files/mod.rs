@@ -1,5 +1,6 @@
-//! Files that are served: by `--static`, by routes, and in the place of an app's answer; and error pages.
+//! Files that are served, by `--static`, by routes, and in the place of an app's answer (`named`); and error pages.
 
+mod named;
 mod refusals;
 
 use std::os::unix::fs::symlink;
@@ -20,10 +21,12 @@ on_every_backend_and_tls! {
     nothing_outside_and_nothing_hidden_is_served
     changes_are_seen
     files_that_nobody_asks_for_are_closed
+    a_burst_of_names_opens_no_more_files_than_are_kept
+    who_reads_slowly_keeps_one_file_open
     a_failure_is_over_when_its_cause_is
     a_file_that_shrinks_is_cut
-    apps_name_files
-    what_an_app_names_is_all_that_is_said
+    what_a_route_says_stands_in_every_answer
+    a_directory_is_no_fallback
     errors_are_shown_as_pages
     pages_of_a_route_go_before_those_of_its_app_and_these_before_the_servers
     a_reload_says_whose_pages_are_others
@@ -420,6 +423,51 @@ fn files_that_nobody_asks_for_are_closed(backend: &str) {
     assert_eq!(client.get("/0.txt").text(), "bytes");
 }
 
+/// A folder of so many scripts with all their siblings, each file so long.
+fn scripts(count: usize, bytes: usize) -> Folder {
+    let folder = Folder::new(&[]);
+    for number in 0..count {
+        for ending in ["", ".gz", ".br", ".zst"] {
+            folder.write(&format!("www/{number}.js{ending}"), &vec![b'x'; bytes]);
+        }
+    }
+    folder
+}
+
+fn a_burst_of_names_opens_no_more_files_than_are_kept(backend: &str) {
+    let names = 150;
+    let folder = scripts(names, 100);
+    let server = folder.served(backend);
+    let mut clients: Vec<Client> = (0..names).map(|_| Client::of(&server)).collect();
+    // All are accepted, and the helpers have what they need.
+    assert!(clients.iter_mut().all(|client| client.get("/missing").status == 404));
+    let before = server.descriptors();
+    for (number, client) in clients.iter_mut().enumerate() {
+        client.begin(&format!("/{number}.js"));
+    }
+    let mut most = 0;
+    for client in &mut clients {
+        most = most.max(server.descriptors());
+        assert_eq!(client.answer().body.len(), 100);
+    }
+    most = most.max(server.descriptors());
+    // Each helper has the root open while it looks.
+    assert!(most <= before + 128 + 2, "{before} became {most}");
+}
+
+fn who_reads_slowly_keeps_one_file_open(backend: &str) {
+    let folder = scripts(1, 8 << 20);
+    let server = folder.served(backend);
+    let mut client = Client::of(&server);
+    assert_eq!(client.get("/missing").status, 404);
+    let before = server.descriptors();
+    client.begin("/0.js");
+    assert!(client.head().unwrap().contains("Content-Length: 8388608"));
+    until("its siblings are closed", || server.descriptors() <= before + 1);
+    assert_eq!(server.descriptors(), before + 1);
+    assert_eq!(client.take(8 << 20).len(), 8 << 20);
+}
+
 fn a_failure_is_over_when_its_cause_is(backend: &str) {
     let folder = Folder::new(&[("a.txt", b"there")]);
     let server = folder.served(backend);
@@ -447,101 +495,49 @@ fn a_file_that_shrinks_is_cut(backend: &str) {
     assert_eq!(Client::of(&server).get("/missing").status, 404);
 }
 
-/// Answers with what stands behind `/say/` as fields, `&` between them.
-fn naming() -> Worker {
-    Worker::new(|incoming| {
-        while let Some((head, _)) = incoming.request() {
-            let target = head.split(' ').nth(1).unwrap();
-            let fields = target.strip_prefix("/say/").unwrap_or_default().replace('&', "\r\n").replace("%20", " ");
-            let more = if fields.is_empty() { String::new() } else { format!("{fields}\r\n") };
-            incoming.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n{more}\r\nplain"));
-        }
-    })
-}
-
-fn apps_name_files(backend: &str) {
-    let bytes = pattern(32 << 20);
-    let folder = Folder::new(&[("a.pdf", b"document"), ("big.bin", &bytes)]);
-    folder.write("secret", b"secret");
-    let worker = naming();
-    let site = format!(
-        "[apps.web]\nupstream = \"{0}\"\nconcurrency = 1\n[[routes]]\nmatch.host = \"off\"\napp = \"web\"\n\
-         [[routes]]\napp = \"web\"\nsendfile = {{ root = \"{{folder}}/www\", prefix = \"/protected\" }}\n\
-         response_fields.set = {{ X-Set = \"yes\" }}\n",
-        worker.url
-    );
-    let server = folder.server(backend, &site);
+/// Whatever becomes of a request, and whether the name was known before or not.
+fn what_a_route_says_stands_in_every_answer(backend: &str) {
+    let folder = Folder::new(&[("a.txt", b"text"), ("folder/b.txt", b"")]);
+    let site = "[limits.all]\nrate = '6000/m'\nheaders = true\n[[routes]]\nstatic = '{folder}/www'\nlimits = 'all'\n\
+                response_fields.set = { X-Set = 'yes' }\n";
+    let server = folder.server(backend, site);
     let mut client = Client::of(&server);
-    let root = folder.text("www");
-    for named in [
-        "X-Accel-Redirect:%20/protected/a.pdf".to_owned(),
-        format!("X-Sendfile:%20{root}/a.pdf"),
-        "x-sendfile:a.pdf".to_owned(),
-    ] {
-        for _ in 0..2 {
-            let answer = client.get(&format!("/say/{named}&Content-Disposition:attachment&Set-Cookie:a&ETag:\"x\""));
-            assert_eq!((answer.status, answer.text().as_str()), (200, "document"), "{named}");
-            assert_eq!((answer.field("X-Sendfile"), answer.field("X-Accel-Redirect")), (None, None));
-            assert_eq!((answer.field("Content-Type"), answer.all("ETag").len()), (Some("application/pdf"), 1));
-            assert_ne!(answer.field("ETag"), Some("\"x\""));
-            assert_eq!(
-                (answer.field("Content-Disposition"), answer.field("Set-Cookie")),
-                (Some("attachment"), Some("a"))
-            );
-            assert!(answer.field("X-Set") == Some("yes") && answer.field("X-Request-Id").is_some());
-        }
-    }
-    let answer = client.get("/say/X-Accel-Redirect:/protected/a.pdf&Content-Type:text/x-own&Cache-Control:private");
-    assert_eq!((answer.all("Content-Type"), answer.all("Cache-Control")), (vec!["text/x-own"], vec!["private"]));
-    let answer = ask(&mut client, "/say/X-Accel-Redirect:/protected/a.pdf", "Range: bytes=1-3\r\n");
-    assert_eq!((answer.status, answer.text().as_str()), (206, "ocu"));
-    // What cannot be had, and what names nothing.
-    assert_eq!(client.get("/say/X-Accel-Redirect:/protected/missing").status, 404);
-    assert_eq!(client.get(&format!("/say/X-Sendfile:{}/secret", folder.text(""))).status, 404);
-    assert_eq!(client.get("/say/X-Sendfile:../secret").status, 502);
-    assert_eq!(client.get("/say/X-Other:1").text(), "plain");
-    // Where no root is named, the fields are the app's own affair.
-    let answer = client.ask("GET /say/X-Sendfile:a.pdf HTTP/1.1\r\nHost: off\r\n\r\n");
-    assert_eq!((answer.text().as_str(), answer.field("X-Sendfile")), ("plain", Some("a.pdf")));
-    // The only worker is free while a file is sent that nobody reads.
-    let mut slow = Client::of(&server);
-    slow.begin("/say/X-Accel-Redirect:/protected/big.bin");
-    assert!(slow.head().unwrap().contains("Content-Length: 33554432"));
-    for _ in 0..3 {
-        assert_eq!(client.get("/say/").text(), "plain");
-    }
-    assert!(slow.take(32 << 20) == bytes);
-    assert_eq!(slow.get("/say/").text(), "plain");
-}
-
-fn what_an_app_names_is_all_that_is_said(backend: &str) {
-    let folder = Folder::new(&[("a.pdf", b"document"), ("folder/a.pdf", b"")]);
-    let worker = naming();
-    let site = format!(
-        "[apps.web]\nupstream = \"{}\"\n[[routes]]\napp = \"web\"\n\
-         sendfile = {{ root = \"{{folder}}/www\", prefix = \"/protected\" }}\n",
-        worker.url
-    );
-    let server = folder.server(backend, &site);
-    let mut client = Client::of(&server);
-    // Each part is what the whole would be, and the whole is of parts.
-    let target = "/say/X-Accel-Redirect:/protected/a.pdf&Content-Type:text/x-own";
-    let answer = ask(&mut client, target, "Range: bytes=0-1,5-6\r\n");
-    let [media_type] = answer.all("Content-Type")[..] else { panic!("{}", answer.head) };
-    assert!(answer.status == 206 && media_type.starts_with("multipart/byteranges; boundary="), "{}", answer.head);
-    assert_eq!(answer.text().matches("\r\nContent-Type: text/x-own\r\n").count(), 2, "{}", answer.text());
-    assert_eq!(answer.text().matches("Content-Type").count(), 2, "{}", answer.text());
-    // What was said of the app's own body is not true of the file.
-    let digests = "Content-Digest:sha-256=:x:&Digest:a&Repr-Digest:b&Content-MD5:c&X-Digest:d";
-    let answer = client.get(&format!("/say/X-Accel-Redirect:/protected/a.pdf&{digests}"));
-    for name in ["Content-Digest", "Digest", "Repr-Digest", "Content-MD5"] {
-        assert_eq!(answer.field(name), None, "{}", answer.head);
-    }
-    assert_eq!((answer.text().as_str(), answer.field("X-Digest")), ("document", Some("d")));
-    // Only a client is sent on to the name with its slash.
     for _ in 0..2 {
-        let answer = client.get("/say/X-Accel-Redirect:/protected/folder");
-        assert_eq!((answer.status, answer.field("Location")), (404, None), "{}", answer.head);
+        for (method, target, status) in
+            [("GET", "/a.txt", 200), ("GET", "/folder", 308), ("OPTIONS", "/a.txt", 204), ("HEAD", "/folder", 308)]
+        {
+            client.send(format!("{method} {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            let answer = client.next_answer(method == "HEAD");
+            assert_eq!((answer.status, answer.field("X-Set")), (status, Some("yes")), "{method} {target}");
+            let said = ["RateLimit", "RateLimit-Policy"].map(|name| answer.all(name).len());
+            assert_eq!(said, [1, 1], "{method} {target}: {}", answer.head);
+            assert_eq!(answer.field("Location"), (status == 308).then_some("/folder/"));
+        }
+    }
+}
+
+fn a_directory_is_no_fallback(backend: &str) {
+    let folder = Folder::new(&[("in/index.html", b"")]);
+    let server = folder.server(backend, "[[routes]]\nstatic = { root = '{folder}/www', fallback = '/in' }\n");
+    let mut client = Client::of(&server);
+    for _ in 0..2 {
+        for target in ["/users", "/users/", "/users//"] {
+            let answer = client.get(target);
+            assert_eq!((answer.status, answer.field("Location")), (404, None), "{target}");
+        }
+    }
+    let check = |fallback: &str| {
+        folder.write(
+            "site.toml",
+            format!("[[routes]]\nstatic = {{ root = '{}', fallback = '{fallback}' }}\n", folder.text("www")).as_bytes(),
+        );
+        let output = Command::new(PROGRAM).args(["check", "-f", &folder.text("site.toml")]).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    for (fallback, said) in [("/in", "is a directory"), ("/none.html", "there is no fallback"), ("/in/index.html", "")]
+    {
+        let (done, told) = check(fallback);
+        assert!(done && told.contains(said) && told.is_empty() == said.is_empty(), "{fallback}: {told}");
     }
 }
 
@@ -550,9 +546,11 @@ fn errors_are_shown_as_pages(backend: &str) {
     folder.write("404.html", b"<p>nothing here");
     folder.write("503.html", b"<p>we start");
     folder.write("502.txt", b"broken\n");
+    folder.write("416.html", b"<p>no such part");
+    folder.write("www/www/a.txt", b"0123456789");
     let broken = Worker::saying("nonsense\r\n\r\n");
     let site = format!(
-        "[server]\nerror_pages = {{ 404 = \"{{folder}}/404.html\", 502 = \"{{folder}}/502.txt\", 503 = \"{{folder}}/503.html\" }}\n\
+        "[server]\nerror_pages = {{ 404 = \"{{folder}}/404.html\", 416 = \"{{folder}}/416.html\", 502 = \"{{folder}}/502.txt\", 503 = \"{{folder}}/503.html\" }}\n\
          [apps.nobody]\nupstream = \"unix:{{folder}}/nobody\"\nqueue.hold = \"0s\"\n[apps.broken]\nupstream = \"{}\"\n\
          [[routes]]\nmatch.path = \"/nobody\"\napp = \"nobody\"\n[[routes]]\nmatch.path = \"/broken\"\napp = \"broken\"\n\
          [[routes]]\nmatch.path = \"/www/*\"\nstatic = \"{{folder}}/www\"\n",
@@ -572,6 +570,11 @@ fn errors_are_shown_as_pages(backend: &str) {
         );
         let answer = ask(&mut Client::of(&server), target, "Accept: application/json\r\n");
         assert!(answer.status == status && !answer.text().contains(text), "{target}");
+    }
+    for _ in 0..2 {
+        let answer = ask(&mut Client::of(&server), "/www/a.txt", "Range: bytes=10-\r\n");
+        assert_eq!((answer.status, answer.text().as_str()), (416, "<p>no such part"));
+        assert_eq!(answer.field("Content-Range"), Some("bytes */10"));
     }
     let answer = Client::of(&server).get("/nobody");
     assert!(answer.field("Retry-After").is_some() && answer.field("Cache-Control") == Some("no-store"));

@@ -8,8 +8,8 @@ on_every_backend! {
     a_server_stops_although_the_disk_does_not_answer
 }
 
-/// Requests that a helper may have in line.
-const ROOM: usize = 1024;
+/// Names that a loop may have looked for or waiting for that, besides one.
+const ROOM: usize = 1023;
 
 fn too_many_questions_are_refused(backend: &str) {
     let folder = Folder::new(&[("a.dead", b"dead"), ("a.txt", b"text")]);
