@@ -82,8 +82,8 @@ pub(crate) enum Phase {
     Verdict { until: Nanos },
     /// The answer is on its way to the client.
     Relaying,
-    /// Bytes flow both ways until either side ends.
-    Tunnel { half_closed: bool },
+    /// Bytes flow both ways until both are `over`: the way from the client (true) or the one from the worker is already.
+    Tunnel { over: Option<bool> },
 }
 
 /// How a request's body gets to the worker.

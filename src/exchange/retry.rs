@@ -64,8 +64,8 @@ impl<B: Backend> Loop<B> {
                 self.answer_whole(key, false);
             }
             Phase::Relaying => self.fail(key, 502, "the worker's connection ended in the middle of an answer"),
-            Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),
-            Phase::Tunnel { .. } => self.finish(key, Ending::Left { how: How::Flushed }),
+            Phase::Tunnel { .. } if side == Some(Side::Receive) => self.finish(key, Ending::Left { how: How::Flushed }),
+            Phase::Tunnel { .. } => _ = self.tunnel_way_ended(key, side.is_some()),
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
         }
     }
