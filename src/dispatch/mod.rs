@@ -15,9 +15,10 @@
 //!   their keys ([`Ask::turn`]).
 //!
 //! `workers.rs` keeps the workers and whose turn it is, `load.rs` what each has to do, `queue.rs` the waiting line, `fair.rs` turns by keys;
-//! `outcomes.rs` what the ends of requests say of a worker, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
+//! `outcomes.rs` what the ends of requests say of a worker, `life.rs` whether its process lives, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
 
 mod fair;
+mod life;
 mod load;
 mod moves;
 mod outcomes;
@@ -47,6 +48,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::buffers::slots::Key;
 use crate::planted::{self, Bug};
+pub use life::Life;
 pub use moves::Moves;
 pub use queue::HOME_ADVANTAGE;
 use queue::{Queue, Removed};
@@ -292,15 +294,6 @@ impl Dispatch {
             }
         });
         self.deliver(grants);
-    }
-
-    /// Whether a worker's process lives. `None`: it is not ours to know. A forgotten one counts as dead.
-    pub fn is_alive(&self, worker: WorkerId) -> Option<bool> {
-        let board = self.lock();
-        let Some(worker) = board.workers.lookup(worker) else {
-            return Some(false);
-        };
-        worker.is_supervised().then_some(worker.standing != Standing::Dead)
     }
 
     /// Permits that were dropped and never released, in the whole process: each is a slot lost. Always 0, or there is a bug.

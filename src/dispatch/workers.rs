@@ -52,6 +52,10 @@ pub(super) struct Worker {
     told: u8,
     /// To be forgotten once its permits are back.
     pub removed: bool,
+    /// Its process id; 0 before it is known, and for what is not ours.
+    pub process: u32,
+    /// Its process has ended with code 0.
+    pub ended_well: bool,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
 }
@@ -124,6 +128,8 @@ impl Workers {
             record: Record::new(None),
             told: 0,
             removed: false,
+            process: 0,
+            ended_well: false,
             target: None,
         };
         Workers {
@@ -216,7 +222,7 @@ impl Workers {
         let past = worker.target.replace(target);
         worker.vacant = false;
         worker.standing = Standing::Starting;
-        worker.removed = false;
+        (worker.removed, worker.process, worker.ended_well) = (false, 0, false);
         worker.link.cohort = cohort;
         debug_assert!(worker.load.is_none(), "a vacant place is in use");
         worker.load = Load::new(capacity);
