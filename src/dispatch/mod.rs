@@ -235,10 +235,14 @@ impl Dispatch {
     pub fn tunnel_ended(&self, worker: WorkerId) {
         let mut board = self.lock();
         let Some(index) = board.workers.find(worker) else { return };
-        board.workers.at_mut(index).load.end_tunnel();
+        let last = board.workers.at_mut(index).load.end_tunnel();
+        let worker = board.workers.at(index);
+        if last && worker.standing == Standing::Draining && worker.is_done() {
+            board.tell(index, DRAINED);
+        }
         let deliver = self.deliver.get().filter(|_| !board.queue.is_empty());
         let grant = deliver.and_then(|_| self.hand_on(&mut board, index, None));
-        drop(board);
+        self.unlock(board);
         if let (Some(deliver), Some(grant)) = (deliver, grant) {
             deliver(grant);
         }
@@ -374,15 +378,15 @@ impl Dispatch {
         grants
     }
 
-    /// No new requests for this worker; [`Notice::Drained`] says when the last has ended, which may be at once. Not
-    /// undone by [`Dispatch::ready`].
+    /// No new requests for this worker; [`Notice::Drained`] says when the last has ended, and the last tunnel through a process of ours,
+    /// which may be at once. Not undone by [`Dispatch::ready`].
     pub fn drain(&self, worker: WorkerId, now: Instant) {
         let grants = self.retreat(worker, now, 0, |board, index| {
             if matches!(board.workers.at(index).standing, Standing::Draining | Standing::Dead) {
                 return;
             }
             board.workers.enter(index, Standing::Draining);
-            if board.workers.at(index).load.in_flight == 0 {
+            if board.workers.at(index).is_done() {
                 board.tell(index, DRAINED);
             }
         });
@@ -733,7 +737,7 @@ impl Board {
         if worker.load.in_flight > 0 || worker.standing == Standing::Ready {
             return;
         }
-        if matches!(worker.standing, Standing::Draining | Standing::Dead) {
+        if matches!(worker.standing, Standing::Draining | Standing::Dead) && worker.is_done() {
             self.tell(index, DRAINED);
         }
         self.workers.vacate(index);

@@ -654,6 +654,13 @@ impl Worker {
         self.target.as_ref().is_some_and(|target| target.supervised)
     }
 
+    /// Whether nothing is under way in it that is waited for: a tunnel through a process of ours would end with that, while one through
+    /// a server that something else runs, or through a process that is gone, is its own affair.
+    pub fn is_done(&self) -> bool {
+        let tunnels = self.load.tunnels > 0 && self.is_supervised() && self.standing != Standing::Dead;
+        self.load.in_flight == 0 && !tunnels
+    }
+
     /// Whether its next success or failure counts for more than that.
     #[inline]
     pub fn is_in_doubt(&self) -> bool {
