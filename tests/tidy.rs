@@ -63,6 +63,7 @@ const LAYERS: &[(&str, &[&str])] = &[
             "limits",
             "listener",
             "mailbox",
+            "proc",
             "spool",
             "tls",
             "websocket",

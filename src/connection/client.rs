@@ -224,7 +224,7 @@ impl<B: Backend> Loop<B> {
         };
         let wants = closes || more || exchange.app.settings.answering.serve_half_closed;
         match exchange.phase {
-            Phase::Tunnel { .. } => self.tunnel_side_ended(key, true),
+            Phase::Tunnel { .. } => _ = self.tunnel_way_ended(key, true),
             // Whether all of a body is here that waits for its worker, is seen when it is read.
             _ if (exchange.is_uploaded() || exchange.request.upload == Upload::Held) && wants => {}
             _ => {
@@ -248,12 +248,12 @@ impl<B: Backend> Loop<B> {
 
     pub fn client_failed(&mut self, sock: Sock, side: Side) {
         let Some(client) = self.table.client(sock) else { return };
-        if side == Side::Send || client.state != State::Closing {
-            if client.exchange != Key::NONE {
-                self.count().client_gone.add(1);
-            }
-            self.client_left(sock, How::Now);
+        let (key, closing) = (client.exchange, client.state == State::Closing);
+        if (closing && side != Side::Send) || (side == Side::Send && self.tunnel_way_ended(key, false)) {
+            return;
         }
+        self.count().client_gone.add(u64::from(key != Key::NONE));
+        self.client_left(sock, How::Now);
     }
 
     /// Some of the outbox has left.

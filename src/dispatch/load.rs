@@ -72,8 +72,10 @@ impl Load {
         self.tunnels.saturating_add(self.upgrading)
     }
 
-    /// A tunnel has ended.
-    pub fn end_tunnel(&mut self) {
-        self.tunnels = self.tunnels.saturating_sub(1);
+    /// A tunnel has ended. Whether it was the last.
+    pub fn end_tunnel(&mut self) -> bool {
+        let had = self.tunnels;
+        self.tunnels = had.saturating_sub(1);
+        had == 1
     }
 }

@@ -15,9 +15,10 @@
 //!   their keys ([`Ask::turn`]).
 //!
 //! `workers.rs` keeps the workers and whose turn it is, `load.rs` what each has to do, `queue.rs` the waiting line, `fair.rs` turns by keys;
-//! `outcomes.rs` what the ends of requests say of a worker, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
+//! `outcomes.rs` what the ends of requests say of a worker, `life.rs` whether its process lives, `slots.rs` who may have fewer requests than others; `types.rs` has the words spoken here.
 
 mod fair;
+mod life;
 mod load;
 mod moves;
 mod outcomes;
@@ -47,6 +48,7 @@ use std::sync::{Mutex, MutexGuard};
 
 use crate::buffers::slots::Key;
 use crate::planted::{self, Bug};
+pub use life::Life;
 pub use moves::Moves;
 pub use queue::HOME_ADVANTAGE;
 use queue::{Queue, Removed};
@@ -233,10 +235,14 @@ impl Dispatch {
     pub fn tunnel_ended(&self, worker: WorkerId) {
         let mut board = self.lock();
         let Some(index) = board.workers.find(worker) else { return };
-        board.workers.at_mut(index).load.end_tunnel();
+        let last = board.workers.at_mut(index).load.end_tunnel();
+        let worker = board.workers.at(index);
+        if last && worker.standing == Standing::Draining && worker.is_done() {
+            board.tell(index, DRAINED);
+        }
         let deliver = self.deliver.get().filter(|_| !board.queue.is_empty());
         let grant = deliver.and_then(|_| self.hand_on(&mut board, index, None));
-        drop(board);
+        self.unlock(board);
         if let (Some(deliver), Some(grant)) = (deliver, grant) {
             deliver(grant);
         }
@@ -292,15 +298,6 @@ impl Dispatch {
             }
         });
         self.deliver(grants);
-    }
-
-    /// Whether a worker's process lives. `None`: it is not ours to know. A forgotten one counts as dead.
-    pub fn is_alive(&self, worker: WorkerId) -> Option<bool> {
-        let board = self.lock();
-        let Some(worker) = board.workers.lookup(worker) else {
-            return Some(false);
-        };
-        worker.is_supervised().then_some(worker.standing != Standing::Dead)
     }
 
     /// Permits that were dropped and never released, in the whole process: each is a slot lost. Always 0, or there is a bug.
@@ -381,15 +378,15 @@ impl Dispatch {
         grants
     }
 
-    /// No new requests for this worker; [`Notice::Drained`] says when the last has ended, which may be at once. Not
-    /// undone by [`Dispatch::ready`].
+    /// No new requests for this worker; [`Notice::Drained`] says when the last has ended, and the last tunnel through a process of ours,
+    /// which may be at once. Not undone by [`Dispatch::ready`].
     pub fn drain(&self, worker: WorkerId, now: Instant) {
         let grants = self.retreat(worker, now, 0, |board, index| {
             if matches!(board.workers.at(index).standing, Standing::Draining | Standing::Dead) {
                 return;
             }
             board.workers.enter(index, Standing::Draining);
-            if board.workers.at(index).load.in_flight == 0 {
+            if board.workers.at(index).is_done() {
                 board.tell(index, DRAINED);
             }
         });
@@ -740,7 +737,7 @@ impl Board {
         if worker.load.in_flight > 0 || worker.standing == Standing::Ready {
             return;
         }
-        if matches!(worker.standing, Standing::Draining | Standing::Dead) {
+        if matches!(worker.standing, Standing::Draining | Standing::Dead) && worker.is_done() {
             self.tell(index, DRAINED);
         }
         self.workers.vacate(index);

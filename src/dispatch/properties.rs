@@ -131,6 +131,13 @@ struct ModelWaiter {
     turn: u64,
 }
 
+impl ModelWorker {
+    /// Whether nothing is under way in it that is waited for.
+    fn is_done(&self) -> bool {
+        self.in_flight == 0 && (self.tunnels == 0 || !self.ours || self.standing == Standing::Dead)
+    }
+}
+
 impl ModelWaiter {
     /// Whether it stands for others, or they for it.
     fn takes_turns(&self, fair: bool) -> bool {
@@ -260,7 +267,7 @@ impl Model {
         if worker.spared && worker.in_flight + 1 == concurrency {
             told.push(Notice::Spared(id));
         }
-        if matches!(standing, Standing::Draining | Standing::Dead) && worker.in_flight == 0 {
+        if matches!(standing, Standing::Draining | Standing::Dead) && worker.is_done() {
             told.push(Notice::Drained(id));
         }
         self.notices.extend(told);
@@ -472,7 +479,10 @@ impl Run {
                 if let Some(id) = self.worker_id(which) {
                     self.dispatch.tunnel_ended(id);
                     let worker = self.model.worker(id).unwrap();
+                    let last = worker.tunnels == 1;
                     worker.tunnels = worker.tunnels.saturating_sub(1);
+                    let drained = last && worker.standing == Standing::Draining && worker.is_done();
+                    self.model.notices.extend(drained.then_some(Notice::Drained(id)));
                     let expected = self.model.hand_on(id, None);
                     let delivered = self.take_delivered();
                     self.granted(delivered, expected.into_iter().collect());
@@ -649,6 +659,7 @@ impl Run {
         let now = self.now;
         let worker = self.model.worker(id).unwrap();
         let (standing, in_flight, ours) = (worker.standing, worker.in_flight, worker.ours);
+        let done = in_flight == 0 && (worker.tunnels == 0 || !ours);
         let mut grants = Vec::new();
         let mut expected = Vec::new();
         match step {
@@ -662,7 +673,7 @@ impl Run {
                 self.dispatch.drain(id, now);
                 if !matches!(standing, Standing::Draining | Standing::Dead) {
                     expected = self.model.enter(id, Standing::Draining, now);
-                    self.model.notices.extend((in_flight == 0).then_some(Notice::Drained(id)));
+                    self.model.notices.extend(done.then_some(Notice::Drained(id)));
                 }
             }
             Step::Died(_) => {

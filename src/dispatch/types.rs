@@ -208,7 +208,7 @@ pub enum Notice {
     Unreachable(WorkerId),
     /// It has reached its request limit: it serves on until it is drained, and is to be replaced.
     Threshold(WorkerId),
-    /// It is draining or dead, and no request is in flight on it any more; tunnels may be.
+    /// It is draining or dead, and no request is in flight on it any more, nor a tunnel through it, unless it is dead or not ours.
     Drained(WorkerId),
     /// It let a request time out.
     Suspect(WorkerId),

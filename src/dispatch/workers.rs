@@ -52,6 +52,10 @@ pub(super) struct Worker {
     told: u8,
     /// To be forgotten once its permits are back.
     pub removed: bool,
+    /// Its process id; 0 before it is known, and for what is not ours.
+    pub process: u32,
+    /// Its process has ended with code 0.
+    pub ended_well: bool,
     /// Stays behind in a vacant place, so that nothing is freed under the lock.
     pub target: Option<Arc<Target>>,
 }
@@ -124,6 +128,8 @@ impl Workers {
             record: Record::new(None),
             told: 0,
             removed: false,
+            process: 0,
+            ended_well: false,
             target: None,
         };
         Workers {
@@ -216,7 +222,7 @@ impl Workers {
         let past = worker.target.replace(target);
         worker.vacant = false;
         worker.standing = Standing::Starting;
-        worker.removed = false;
+        (worker.removed, worker.process, worker.ended_well) = (false, 0, false);
         worker.link.cohort = cohort;
         debug_assert!(worker.load.is_none(), "a vacant place is in use");
         worker.load = Load::new(capacity);
@@ -646,6 +652,13 @@ impl Worker {
     /// Whether it is a child process of ours.
     pub fn is_supervised(&self) -> bool {
         self.target.as_ref().is_some_and(|target| target.supervised)
+    }
+
+    /// Whether nothing is under way in it that is waited for: a tunnel through a process of ours would end with that, while one through
+    /// a server that something else runs, or through a process that is gone, is its own affair.
+    pub fn is_done(&self) -> bool {
+        let tunnels = self.load.tunnels > 0 && self.is_supervised() && self.standing != Standing::Dead;
+        self.load.in_flight == 0 && !tunnels
     }
 
     /// Whether its next success or failure counts for more than that.

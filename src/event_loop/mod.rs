@@ -19,6 +19,7 @@
 //! | `secure` | TLS: what clients send is taken apart, what they are sent is sealed |
 //! | `spool` | answers that wait in a file for their client |
 //! | `spooled_body` | request bodies that are gathered in a file |
+//! | `verdict` | what the end of a worker's connection means |
 //! | `routes` | where a request goes, and what the loop itself says there |
 //!
 //! Rule: handlers never call each other in circles: what must be looked at again goes onto a list that the reactor works off after
@@ -40,6 +41,7 @@ mod routes;
 mod secure;
 mod spool;
 mod spooled_body;
+mod verdict;
 
 pub(crate) use account::Answered;
 pub use admission::Admission;
@@ -59,6 +61,7 @@ pub(crate) use routes::{Leads, LoopRoute, Route, Routes, Written};
 pub(crate) use secure::{Secure, send};
 pub(crate) use spool::Unspooled;
 pub(crate) use spooled_body::SpooledBody;
+pub(crate) use verdict::VERDICT;
 
 use std::collections::VecDeque;
 use std::rc::Rc;

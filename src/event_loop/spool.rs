@@ -18,7 +18,7 @@ use std::fmt::Display;
 
 use crate::backends::{Backend, HIGH_MARK, Sock};
 use crate::buffers::slots::Key;
-use crate::exchange::{Ending, Exchange, Hold, Source};
+use crate::exchange::{Ending, Exchange, Hold, Phase, Source};
 use crate::helpers::Kind;
 use crate::log::Level;
 use crate::mailbox::Message;
@@ -93,8 +93,11 @@ impl<B: Backend> Loop<B> {
         self.shared.log.seldom(Level::Warn, message, &fields);
     }
 
-    /// Has an answer's queue go on at both of its ends.
+    /// Has an answer's queue go on at both of its ends, unless it is in doubt whether the answer is whole (`verdict.rs`).
     pub fn pull_spool(&mut self, key: Key) {
+        if self.exchanges.lookup(key).is_none_or(|exchange| exchange.phase != Phase::Relaying) {
+            return;
+        }
         self.drain_spool(key);
         self.fill_spool(key);
     }

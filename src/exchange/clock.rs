@@ -5,7 +5,7 @@
 //! | the worker, before its head | `--read-timeout-ms` without a byte | 504; the worker may finish |
 //! | | `--request-timeout` since it has had the request | 504; without a byte for as long, the worker is stuck |
 //! | the worker, in its answer | `--read-timeout-ms` without a byte | the answer is cut; the worker may finish |
-//! | the worker, in an event stream or a tunnel | `--idle-timeout` without a byte | it ends; nobody is to blame |
+//! | the worker, in an event stream or a tunnel | `--idle-timeout` without a byte from it, or taken of what was sent | it ends; nobody is to blame |
 //! | the client, for its body | `--body-timeout` without a byte, and the mean rate [`BODY_RATE`]; and no byte of an early answer either | 408 |
 //! | the client, to take its answer | the connection's own (`--write-timeout`) | it is cut |
 //! | nobody | the queue's, the hold's; none while we lack memory | 503, 504 |
@@ -193,6 +193,9 @@ impl<B: Backend> Loop<B> {
         if self.time.nanos() < time {
             return self.rearm(key);
         }
+        if due == Due::Idle && self.takes_more(key) {
+            return self.heard(key);
+        }
         let quiet = due == Due::Idle && !matches!(phase, Phase::Tunnel { .. });
         if quiet || matches!(due, Due::Connect | Due::Body | Due::Answer) {
             self.count().timeouts.add(1);
@@ -215,7 +218,7 @@ impl<B: Backend> Loop<B> {
     /// its request, however slowly, is at work.
     fn silent(&mut self, key: Key, request: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        if self.backend.is_starved(exchange.link()) || (!request && self.takes_request(key)) {
+        if self.backend.is_starved(exchange.link()) || (!request && self.takes_more(key)) {
             return self.heard(key);
         }
         let Some(exchange) = self.exchanges.lookup(key) else { return };
@@ -231,14 +234,17 @@ impl<B: Backend> Loop<B> {
         self.give_up_answer(key, reason);
     }
 
-    /// Whether the worker has taken more of its request since this was asked last, and was or is not done with it.
-    fn takes_request(&mut self, key: Key) -> bool {
+    /// Whether more was taken since this was asked last, of what was not or is not all taken: by the worker of its request, by the client of
+    /// an event stream, by either side of a tunnel.
+    fn takes_more(&mut self, key: Key) -> bool {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
-        let link = exchange.link();
-        let taken = self.backend.acknowledged(link);
+        let (link, asks, client) = (exchange.link(), exchange.phase == Phase::Awaiting, exchange.stream.connection);
+        let endless = exchange.answer.stream || matches!(exchange.phase, Phase::Tunnel { .. });
+        let both = [link, if asks { Key::NONE } else { client }];
+        let taken = both.map(|sock| self.backend.acknowledged(sock)).iter().sum();
+        let all: u64 = both.map(|sock| self.backend.sent(sock) + self.backend.unsent(sock) as u64).iter().sum();
         let before = std::mem::replace(&mut exchange.attempt.taken, taken);
-        let all = self.backend.sent(link) + self.backend.unsent(link) as u64;
-        exchange.phase == Phase::Awaiting && taken > before && (taken < all || before > exchange.attempt.sent_before)
+        (asks || endless) && taken > before && (taken < all || before > exchange.attempt.sent_before)
     }
 
     /// Ends an exchange whose worker has taken too long, and may still be at it.

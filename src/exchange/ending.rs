@@ -46,9 +46,10 @@ impl<B: Backend> Loop<B> {
     pub fn finish(&mut self, key: Key, ending: Ending<'_>) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (stream, phase, spools) = (exchange.stream, exchange.phase, exchange.has_spools());
+        let begun = exchange.has_begun();
         let (stream, ending, event) =
             if stream.is_own() { self.own_ends(key, stream, ending) } else { (stream, ending, false) };
-        let cut = phase == Phase::Relaying && matches!(ending, Ending::Failed { .. });
+        let cut = begun && matches!(ending, Ending::Failed { .. });
         match ending {
             _ if event => {}
             Ending::Answered { .. } => self.end_body(key, stream),

@@ -78,12 +78,12 @@ pub(crate) enum Phase {
     Backlog { again: Nanos, until: Nanos },
     /// The request has been sent or is being sent; no head of an answer yet.
     Awaiting,
-    /// A kept connection ended under the request: waiting for word whether the worker died.
+    /// A connection ended under the request or its answer: waiting for word whether the worker died.
     Verdict { until: Nanos },
     /// The answer is on its way to the client.
     Relaying,
-    /// Bytes flow both ways until either side ends.
-    Tunnel { half_closed: bool },
+    /// Bytes flow both ways until both are `over`: the way from the client (true) or the one from the worker is already.
+    Tunnel { over: Option<bool> },
 }
 
 /// How a request's body gets to the worker.
@@ -294,6 +294,16 @@ impl Exchange {
             && !self.attempt.begun
             && self.request.head.is_some()
             && self.answer.status == 0
+    }
+
+    /// Whether a part of its answer has left, so that it can only be cut.
+    #[inline]
+    pub fn has_begun(&self) -> bool {
+        match self.phase {
+            Phase::Relaying => true,
+            Phase::Verdict { .. } => self.answer.status != 0,
+            _ => false,
+        }
     }
 
     /// Whether the worker has, or will get without the client, the whole request.

@@ -13,24 +13,19 @@
 //! | the same | others | 502 |
 //! | a fresh connection ended | any | 502 |
 //!
-//! A request that killed its worker may be poison: it is never given to a second one.
-
-use std::time::Duration;
+//! A request that killed its worker may be poison: it is never given to a second one (`event_loop/verdict.rs`).
 
 use crate::backends::{Backend, How, Side, Sock};
 use crate::buffers::slots::Key;
-use crate::buffers::wheel::nanos;
 use crate::connection::LinkState;
-use crate::dispatch::{AppId, Outcome, WorkerId};
-use crate::event_loop::{Loop, Task};
+use crate::dispatch::Outcome;
+use crate::event_loop::{Loop, Task, VERDICT};
 use crate::http::reader::Reader;
 use crate::metrics::series::RetryReason;
 use crate::planted::{self, Bug};
 
-use super::{Ending, Exchange, Phase};
+use super::{Ending, Phase};
 
-/// How long the supervisor's word about a worker is waited for.
-const VERDICT: Duration = Duration::from_millis(50);
 /// How many fresh connections may end without taking anything of a request whose retry is spent. Workers that are told to end all at once take in
 /// whom the kernel has connected, and nothing from them; one that does so for ever must not be asked for ever.
 const MOST_UNTAKEN: u8 = 8;
@@ -59,13 +54,11 @@ impl<B: Backend> Loop<B> {
             Phase::Awaiting => self.lost_before_answer(key, delivered),
             Phase::Relaying if side == Some(Side::Send) => {}
             Phase::Relaying if side.is_none() && matches!(exchange.answer.reader, Reader::UntilClose) => {
-                // Its end is the end of the body.
-                (exchange.answer.reader, exchange.answer.reuse.keeps) = (Reader::Done, false);
-                self.answer_whole(key, false);
+                self.answer_closed(key);
             }
             Phase::Relaying => self.fail(key, 502, "the worker's connection ended in the middle of an answer"),
-            Phase::Tunnel { .. } if side.is_none() => self.tunnel_side_ended(key, false),
-            Phase::Tunnel { .. } => self.finish(key, Ending::Left { how: How::Flushed }),
+            Phase::Tunnel { .. } if side == Some(Side::Receive) => self.finish(key, Ending::Left { how: How::Flushed }),
+            Phase::Tunnel { .. } => _ = self.tunnel_way_ended(key, side.is_some()),
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
         }
     }
@@ -87,13 +80,13 @@ impl<B: Backend> Loop<B> {
             return self.unreachable(key);
         }
         if may_retry && reused && idempotent {
-            return self.await_verdict(key);
+            return self.await_verdict(key, VERDICT);
         }
         self.lose(key);
     }
 
     /// The worker is lost with the request in it.
-    fn lose(&mut self, key: Key) {
+    pub fn lose(&mut self, key: Key) {
         let reason = "the worker's connection ended before it answered";
         // A process that is dying closes its sockets one by one: until the supervisor has looked, it may still seem to listen, and
         // the worker freed last would be asked first. The dispatch knows whether this was all it had.
@@ -126,35 +119,5 @@ impl<B: Backend> Loop<B> {
         }
         self.drop_worker(key, Outcome::Unreachable);
         self.ask_again(key);
-    }
-
-    /// The request was delivered over a kept connection that ended. If the worker died of it, no other may have it.
-    fn await_verdict(&mut self, key: Key) {
-        let until = self.time.nanos() + nanos(VERDICT);
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let link = std::mem::take(&mut exchange.source).link();
-        exchange.phase = Phase::Verdict { until };
-        self.close_link(link, How::Now);
-        self.rearm(key);
-        self.hear_verdict(key, false);
-    }
-
-    /// Looks whether the worker of an exchange in doubt is known to be dead; `over` when the wait is.
-    pub fn hear_verdict(&mut self, key: Key, over: bool) {
-        let Some(exchange) = self.exchanges.lookup(key) else { return };
-        match exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.is_alive(worker)) {
-            Some(false) => self.lose(key),
-            Some(true) if !over => {}
-            _ => self.retry(key, RetryReason::ConnectionLost),
-        }
-    }
-
-    /// The supervisor has seen a worker die.
-    pub fn worker_died(&mut self, app: AppId, worker: WorkerId) {
-        let is_its = |it: &Exchange| it.app.id == app && it.attempt.worker == Some(worker);
-        let in_doubt = |it: &Exchange| matches!(it.phase, Phase::Verdict { .. }) && is_its(it);
-        let lost: Vec<Key> = self.exchanges.iter().filter(|(_, it)| in_doubt(it)).map(|(key, _)| key).collect();
-        lost.into_iter().for_each(|key| self.lose(key));
-        self.retire(app, worker);
     }
 }

@@ -1,8 +1,9 @@
-//! Tunnels: after a 101, bytes flow both ways until either side ends.
+//! Tunnels: after a 101, bytes flow both ways until both ways are over.
 //!
 //! The permit has gone back; the tunnel counts under the worker's tunnels. Each side is read while the other side's outbox is
-//! short. An end of one side is passed on as a half-close; when both have ended, or one failed or nothing moved for the idle
-//! timeout, both connections are closed.
+//! short. A way is over when its sender has ended, which is passed on as a half-close, or when its receiver takes no more: what still
+//! comes for that one is dropped, while all that it had sent is passed on (RFC 9110 §9.3.6). When both ways are over, or a receive
+//! failed or nothing moved for the idle timeout, both connections are closed.
 
 use crate::backends::{Backend, HIGH_MARK, How, Size, Sock};
 use crate::buffers::block::Block;
@@ -18,7 +19,7 @@ impl<B: Backend> Loop<B> {
     pub fn begin_tunnel(&mut self, key: Key, mut input: Block, response: &Response) {
         let now = self.time.nanos();
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.phase = Phase::Tunnel { half_closed: false };
+        exchange.phase = Phase::Tunnel { over: None };
         exchange.answer.status = 101;
         exchange.times.finished = Some(now);
         exchange.request.upload = Upload::Sent;
@@ -43,7 +44,7 @@ impl<B: Backend> Loop<B> {
         self.continue_tunnel(key);
         // An end comes once, and this client's came before its tunnel did.
         if self.table.client(stream.connection).is_some_and(|client| client.ended) {
-            self.tunnel_side_ended(key, true);
+            self.tunnel_way_ended(key, true);
         }
     }
 
@@ -83,26 +84,33 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// The end of the client's side, or else of the worker's, is passed on; the other may still send.
-    pub fn tunnel_side_ended(&mut self, key: Key, client: bool) {
-        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let other = if client { exchange.link() } else { exchange.stream.connection };
-        let Phase::Tunnel { half_closed } = &mut exchange.phase else { return };
-        if std::mem::replace(half_closed, true) {
-            return self.finish(key, Ending::Left { how: How::Flushed });
+    /// The way from the client is over, or else the one from the worker. Whether there is a tunnel.
+    pub fn tunnel_way_ended(&mut self, key: Key, from_client: bool) -> bool {
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return false };
+        let other = if from_client { exchange.link() } else { exchange.stream.connection };
+        let Phase::Tunnel { over } = &mut exchange.phase else { return false };
+        match over.replace(from_client) {
+            None => self.finish_sending(other),
+            Some(before) if before != from_client => self.finish(key, Ending::Left { how: How::Flushed }),
+            Some(_) => {}
         }
-        self.finish_sending(other);
+        // Whoever was not read because of a receiver that is gone is read again.
+        self.continue_tunnel(key);
+        true
     }
 
     /// Gives a tunnel's part of its worker back.
     pub fn end_tunnel(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let link = std::mem::take(&mut exchange.source).link();
+        let (link, connection) = (std::mem::take(&mut exchange.source).link(), exchange.stream.connection);
         if let Some(worker) = exchange.attempt.worker
             && !planted::active(Bug::ForgottenTunnel)
         {
             exchange.app.dispatch.tunnel_ended(worker);
         }
+        // Either side may be sending still, and is not to lose what it was sent to a reset.
+        self.finish_sending(connection);
+        self.backend.finish(link);
         self.close_link(link, How::Flushed);
         self.count().active_tunnels.decrement();
     }

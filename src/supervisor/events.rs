@@ -154,7 +154,8 @@ impl AppEvents {
             Event::NotBack(_) => self.not_ready(process, None),
             Event::Cut(_) => {
                 let label = process.map_or("", |process| process.label.as_str());
-                let message = "the worker's requests did not end in time and are cut";
+                let message =
+                    "the worker's requests and tunnels did not end in time: it is told to stop, which cuts them";
                 self.emit(Level::Warn, "worker-cut", message, &[("worker", &label)]);
             }
             Event::Loops(number, ends, delay) => {

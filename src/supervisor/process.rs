@@ -239,6 +239,11 @@ struct Group {
 }
 
 impl End {
+    /// Whether its first process has ended with code 0.
+    pub fn is_well(&self) -> bool {
+        self.ended.is_some_and(|ended| ended.way == Way::Zero)
+    }
+
     /// Whether it is over: it has ended, and where its group was told to, that has, too; or it was killed and does not end, for
     /// longer than `patience`. `child`: some process has ended. The members of its group are seen by the observer.
     fn is_over(&mut self, group: Group, child: bool, patience: Duration, observer: &Observer, now: Instant) -> bool {

@@ -259,6 +259,7 @@ impl Processes {
         };
         self.count_start(number);
         let group = child.id();
+        self.dispatch.runs_as(id, group);
         self.events.emit(Level::Info, "worker-spawn", "worker started", &[("worker", &label), ("pid", &group)]);
         if let Some(socket) = &mut notify {
             socket.belongs_to(group as i32);
@@ -341,6 +342,9 @@ impl Processes {
             if process.end.over_since.is_none() && process.is_over(child, patience, &self.context.observer, now) {
                 process.end.over_since = Some(now);
                 process.end.owed = self.dispatch.snapshot().worker(process.id).is_some_and(WorkerSnapshot::owes);
+                if process.end.is_well() {
+                    self.dispatch.ended_well(process.id);
+                }
                 self.dispatch.died(process.id, now);
                 self.context.postboxes.broadcast(|| Message::Died(self.id, process.id));
                 // Whom it leaves behind goes too, while the zombie still keeps the group's number from others.

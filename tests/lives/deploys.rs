@@ -10,6 +10,7 @@ on_every_backend! {
     a_server_that_is_told_to_stop_in_the_middle_finishes_its_requests_and_leaves_nothing,
     a_server_that_is_killed_in_the_middle_leaves_no_process,
     a_request_that_outlasts_the_drain_is_cut_and_that_is_said,
+    an_answer_without_a_length_is_cut_when_its_worker_is_killed,
     requests_are_held_when_the_only_worker_dies_during_its_restart,
 }
 
@@ -142,6 +143,44 @@ fn a_request_that_outlasts_the_drain_is_cut_and_that_is_said(backend: &str) {
     assert!(site.settled(2).iter().all(|pid| !before.contains(pid)));
     assert!(site.events("worker-exit", 2).iter().all(|exit| exit["reason"] == "deploy"));
     assert_eq!(site.server.status()["busy"], 0);
+}
+
+/// Such an answer ends with its connection, which says nothing of whether it is whole.
+fn an_answer_without_a_length_is_cut_when_its_worker_is_killed(backend: &str) {
+    let site = Site::python(backend, &["-w", "1", "-c", "4", "--drain", "100ms", "--restart-base", "10ms"]);
+    let begin = |path: &str| {
+        let mut client = site.server.client();
+        client.begin(path);
+        until("its answer has begun", || client.has_input());
+        client
+    };
+    let old = site.settled(1)[0];
+    let mut whole = begin("/open/end");
+    site.make("end");
+    let answer = whole.answer();
+    assert_eq!((answer.status, answer.text()), (200, format!("{old}{old}")), "a worker that lives is believed");
+    let mut last = begin("/exit/end");
+    let answer = last.answer();
+    assert_eq!((answer.status, answer.text()), (200, format!("{old}{old}")), "one that ends well has done its work");
+    let killed = site.until("another one serves", |app| pids(app).len() == 1 && pids(app)[0] != old);
+    let killed = pids(&killed)[0];
+    assert_eq!(site.settled(1), [killed]);
+    let mut cut = begin("/open/never");
+    crate::support::send_signal(killed, "KILL");
+    let answer = cut.next_answer(false);
+    assert_eq!((answer.status, answer.whole), (200, false), "{answer:?}");
+    // Nor is it whole where the server itself ends the worker.
+    site.until("another one serves", |app| pids(app).len() == 1 && pids(app)[0] != killed);
+    site.settled(1);
+    site.make("plain");
+    let (code, said) = site.word(&["restart", "--wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    site.settled(1);
+    let mut cut = begin("/open/never");
+    let (code, said) = site.word(&["restart", "--wait"]);
+    assert_eq!(code, Some(0), "{said}");
+    let answer = cut.next_answer(false);
+    assert_eq!((answer.status, answer.whole), (200, false), "{answer:?}");
 }
 
 fn requests_are_held_when_the_only_worker_dies_during_its_restart(backend: &str) {

@@ -5,6 +5,7 @@ use super::*;
 on_every_backend! {
     signals_add_and_take_workers_within_bounds,
     a_busy_worker_that_is_one_too_many_finishes_its_request_first,
+    a_worker_that_is_one_too_many_keeps_its_tunnels_until_they_end,
     what_is_counted_of_a_place_is_still_known_when_it_comes_again,
 }
 
@@ -77,6 +78,34 @@ fn a_busy_worker_that_is_one_too_many_finishes_its_request_first(backend: &str) 
     let stays = site.settled(1)[0];
     assert_ne!(stays, leaving);
     assert_eq!(waiting.answer().text(), stays.to_string(), "who leaves gets no more requests");
+    site.events("worker-exit", 1);
+    site.events("worker-cut", 0);
+}
+
+fn a_worker_that_is_one_too_many_keeps_its_tunnels_until_they_end(backend: &str) {
+    let site = Site::python(backend, &["-w", "2", "-c", "4", "--idle-timeout", "10m"]);
+    let before = site.settled(2);
+    let mut tunnels = [0, 1].map(|_| {
+        let mut client = site.server.client();
+        client.send("GET /tunnel HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n");
+        assert_eq!(client.next_answer(false).status, 101);
+        client
+    });
+    let (code, said) = site.word(&["scale", "1"]);
+    assert_eq!(code, Some(0), "{said}");
+    let states = |app: &serde_json::Value, state: &str| {
+        app["workers"].as_array().unwrap().iter().filter(|worker| worker["state"] == state).count()
+    };
+    site.until("one leaves", |app| states(app, "stopping") == 1);
+    for _ in 0..3 {
+        for client in &mut tunnels {
+            client.send("hello");
+            assert_eq!(client.take(5), b"hello");
+        }
+    }
+    assert_eq!(pids(&site.app()), before, "it is not gone before its tunnel");
+    drop(tunnels);
+    site.settled(1);
     site.events("worker-exit", 1);
     site.events("worker-cut", 0);
 }

@@ -2,6 +2,9 @@
 
 /pid        its process id
 /hold/NAME  the process id, once FOLDER/NAME exists; /begun/NAME the same, with the head and half of the body at once
+/open/NAME  the process id in an answer that ends with its connection, half of it once FOLDER/NAME exists; /exit/NAME the same, and then it
+            ends with code 0
+/tunnel     an upgrade: what comes goes back
 /spin       runs in a circle, holding the interpreter
 
 /last       its process id, and then it dies
@@ -59,6 +62,18 @@ def serve(connection):
             wait_for(path[len("/begun/"):])
             connection.sendall(body)
             continue
+        if path.startswith(("/open/", "/exit/")):
+            connection.sendall(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n" + body)
+            wait_for(path[len("/open/"):])
+            connection.sendall(body)
+            if path.startswith("/exit/"):
+                os._exit(0)
+            return
+        if path == "/tunnel":
+            connection.sendall(b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n")
+            while piece := connection.recv(65536):
+                connection.sendall(piece)
+            return
         if path == "/last":
             connection.sendall(head(len(body)) + body)
             os._exit(1)
@@ -82,7 +97,8 @@ def take_all(listener):
 
 def quietly(connection):
     try:
-        serve(connection)
+        with connection:
+            serve(connection)
     except OSError:
         pass  # the server has closed it: the request was cut
 

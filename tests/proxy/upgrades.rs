@@ -8,6 +8,7 @@ on_every_backend_and_tls! {
     a_tunnel_carries_much_both_ways_at_once
     half_closes_pass_both_ways
     the_end_of_either_side_ends_the_tunnel
+    what_a_side_has_sent_arrives_although_it_takes_no_more
     a_refused_upgrade_is_an_ordinary_answer
     a_tunnel_gives_its_permit_back
 }
@@ -141,6 +142,29 @@ fn the_end_of_either_side_ends_the_tunnel(backend: &str) {
     let mut client = Client::of(&server);
     upgrade(&mut client);
     client.expect_end();
+}
+
+/// The other side, which does not know yet, goes on sending.
+fn what_a_side_has_sent_arrives_although_it_takes_no_more(backend: &str) {
+    let worker = Worker::new(|incoming| {
+        if incoming.head().is_some() {
+            incoming.send(SWITCHING);
+            incoming.take(2);
+            incoming.take_no_more();
+            incoming.send(pattern(8 << 20));
+        }
+    });
+    let server = Server::before(backend, &worker.url, &[]);
+    let mut client = Client::of(&server);
+    upgrade(&mut client);
+    client.send("go");
+    client.sip();
+    for _ in 0..20 {
+        client.send("still here");
+        client.sip();
+    }
+    let (bytes, _) = client.rest();
+    assert!(bytes == pattern(8 << 20), "{} bytes came", bytes.len());
 }
 
 fn a_refused_upgrade_is_an_ordinary_answer(backend: &str) {

@@ -6,6 +6,7 @@ use super::*;
 
 on_every_backend! {
     late_heads_and_bodies_are_refused_and_idle_connections_closed,
+    a_tunnel_of_which_bytes_are_still_taken_is_not_idle,
 }
 
 fn late_heads_and_bodies_are_refused_and_idle_connections_closed(backend: &str) {
@@ -29,4 +30,32 @@ fn late_heads_and_bodies_are_refused_and_idle_connections_closed(backend: &str) 
     idle.expect_end();
     assert!(start.elapsed() >= least, "closed after {:?}", start.elapsed());
     assert_eq!(worker.targets(), ["/idle"]);
+}
+
+/// All that the worker has sent lies in the server's kernel at once; only what the client takes of it moves.
+fn a_tunnel_of_which_bytes_are_still_taken_is_not_idle(backend: &str) {
+    const BYTES: usize = 256 << 10;
+    let worker = crate::support::Worker::new(|incoming| {
+        if incoming.head().is_some() {
+            incoming.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+            incoming.send([0; BYTES]);
+            while let Some(bytes) = incoming.any() {
+                incoming.send(bytes);
+            }
+        }
+    });
+    let server = Server::before(backend, &worker.url, &["--idle-timeout", "1s"]);
+    let socket = std::net::TcpStream::connect(server.address).unwrap();
+    socket2::SockRef::from(&socket).set_recv_buffer_size(16 << 10).unwrap();
+    let mut client = crate::support::Client::over(socket, Vec::new());
+    client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n");
+    assert_eq!(client.next_answer(false).status, 101);
+    for _ in 0..32 {
+        client.take(BYTES / 32);
+        std::thread::sleep(Duration::from_millis(80));
+    }
+    client.send("still here");
+    assert_eq!(client.take(10), b"still here");
+    // Now nothing moves.
+    client.expect_end();
 }

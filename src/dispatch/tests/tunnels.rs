@@ -207,6 +207,27 @@ fn grant_of_unasked_tunnel(dispatch: &Dispatch, busy: Permit, now: Instant) -> P
 }
 
 #[test]
+fn a_worker_that_drains_is_done_when_its_last_tunnel_has_ended() {
+    let (dispatch, ids, now) = workers(Balance::Lifo, 2, 1, u32::MAX);
+    open_through(&dispatch, ids[0], now);
+    open_through(&dispatch, ids[0], now);
+    let busy = take(&dispatch, 1, now);
+    dispatch.drain(ids[0], now);
+    give_back(&dispatch, [busy], now);
+    assert_eq!(notices(&dispatch), [], "two tunnels are open");
+    dispatch.tunnel_ended(ids[0]);
+    assert_eq!(notices(&dispatch), []);
+    dispatch.tunnel_ended(ids[0]);
+    assert_eq!(notices(&dispatch), [Notice::Drained(ids[0])]);
+    // Tunnels through what is not ours are not waited for.
+    let other = dispatch.add(Target { supervised: false, ..at_nowhere("upstream") }, 1, None).expect("there is room");
+    assert!(dispatch.ready(other, now).is_empty());
+    open_through(&dispatch, other, now);
+    dispatch.drain(other, now);
+    assert_eq!(notices(&dispatch), [Notice::Drained(other)]);
+}
+
+#[test]
 fn an_excluded_worker_gets_no_tunnel_while_another_is_eligible() {
     let (dispatch, ids, now) = workers(Balance::Lifo, 1, 2, 1);
     let not_first = Ask { exclude: Some(ids[0]), ..upgrade(now) };
