@@ -22,6 +22,7 @@ use crate::config::{
 use crate::files::open::Look;
 use crate::files::{self, Site};
 use crate::key_sets;
+use crate::metrics::series;
 use crate::socket_file;
 use crate::spool;
 use crate::supervisor::run_directory::{self, check_room};
@@ -74,6 +75,7 @@ fn look(loaded: &Loaded, become_user: impl FnOnce(&Settings) -> Result<(), Strin
     found.problems.extend(files(loaded));
     found.key_sets();
     found.memory();
+    found.names();
     found.problems
 }
 
@@ -88,6 +90,26 @@ pub fn apps(loaded: &Loaded) -> Vec<Problem> {
 pub fn tls(loaded: &Loaded, is_excused: impl Fn(&tls::Shown) -> bool) -> Vec<Problem> {
     let mut found = Found::of(loaded);
     found.tls(&is_excused);
+    found.problems
+}
+
+/// What would keep the next process from starting, of the values that wait for one: `changed` are their paths.
+pub fn of_next_process(loaded: &Loaded, changed: &[String]) -> Vec<Problem> {
+    let mut found = Found::of(loaded);
+    let changes = |path: &str| changed.iter().any(|changed| changed == path);
+    if changes("server.user") || changes("server.group") {
+        found.accounts();
+    }
+    if changes("server.run_dir") {
+        found.run_directory(&loaded.config.server.process.run_dir);
+    }
+    if changes("server.pid_file") {
+        found.pid_file();
+    }
+    if changes("admin.listen") {
+        found.admin();
+    }
+    found.problems.retain(|problem| problem.severity == Severity::Error);
     found.problems
 }
 
@@ -207,17 +229,25 @@ impl Found<'_> {
     }
 
     fn listeners(&mut self) {
-        let public = self.loaded.config.listeners.iter().map(|listener| &listener.address).enumerate();
-        let public = public.map(|(index, address)| (("listen", index), address));
-        // What each of several admin listeners was said by is not known; all stand in one list.
-        let admin = self.loaded.config.server.telling.admin.iter().map(|address| (("admin", 0), address));
-        for (place, address) in public.chain(admin) {
-            match address {
-                ListenAddress::Tcp(address) => self.tcp(place, *address),
-                ListenAddress::Unix(path) => self.unix(place, path),
-                // Who starts the server has them, and not whoever looks.
-                ListenAddress::Systemd(_) => {}
-            }
+        for (index, listener) in self.loaded.config.listeners.iter().enumerate() {
+            self.listener(("listen", index), &listener.address);
+        }
+        self.admin();
+    }
+
+    /// What each of several admin listeners was said by is not known; all stand in one list.
+    fn admin(&mut self) {
+        for address in &self.loaded.config.server.telling.admin {
+            self.listener(("admin", 0), address);
+        }
+    }
+
+    fn listener(&mut self, place: (&str, usize), address: &ListenAddress) {
+        match address {
+            ListenAddress::Tcp(address) => self.tcp(place, *address),
+            ListenAddress::Unix(path) => self.unix(place, path),
+            // Who starts the server has them, and not whoever looks.
+            ListenAddress::Systemd(_) => {}
         }
     }
 
@@ -377,12 +407,7 @@ impl Found<'_> {
     fn places(&mut self) {
         let settings = &self.loaded.config.server;
         self.run_directory(&settings.process.run_dir);
-        if let Some(path) = &settings.process.pid_file {
-            match path.is_dir() {
-                true => self.error("pid-file", 0, "the pid file is a directory", "expected a file"),
-                false => self.writable_parent("pid-file", 0, path),
-            }
-        }
+        self.pid_file();
         if let LogTarget::File(path) = &settings.logs.access.target {
             self.appended("access-log", "the access log", path);
         }
@@ -391,6 +416,14 @@ impl Found<'_> {
         }
         if let Some(CloudWatch::File(path)) = &settings.telling.metrics.cloudwatch {
             self.appended("cloudwatch", "the file of metrics", path);
+        }
+    }
+
+    fn pid_file(&mut self) {
+        let Some(path) = &self.loaded.config.server.process.pid_file else { return };
+        match path.is_dir() {
+            true => self.error("pid-file", 0, "the pid file is a directory", "expected a file"),
+            false => self.writable_parent("pid-file", 0, path),
         }
     }
 
@@ -564,6 +597,27 @@ impl Found<'_> {
                 self.app = Some(index);
                 return self.warning("max-memory", 0, &title, "memory may run short before a worker is replaced");
             }
+        }
+    }
+}
+
+impl Found<'_> {
+    /// Whether metrics tell all apps and routes apart.
+    fn names(&mut self) {
+        let config = &self.loaded.config;
+        let (apps, routes) = (config.apps.len(), config.routes.len());
+        let mut say = |title: String| {
+            let (marks, help) = (Vec::new(), Vec::new());
+            self.problems.push(Problem { severity: Severity::Warning, title, marks, help });
+        };
+        if apps > series::APPS_APART {
+            say(format!("metrics tell {} of {apps} apps apart, and count the rest as \"others\"", series::APPS_APART));
+        }
+        if routes > series::SERIES_APART {
+            say(format!(
+                "metrics tell {} of {routes} routes apart, and count the rest as \"others\"",
+                series::SERIES_APART
+            ));
         }
     }
 }

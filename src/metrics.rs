@@ -469,6 +469,11 @@ impl Metrics {
         self.0.register.names()
     }
 
+    /// Takes back all names that have come since there were those. No loop may know the numbers of the others.
+    pub fn forget_names_beyond(&self, known: &Names) {
+        self.0.register.forget_beyond(known);
+    }
+
     /// What was counted for an app, as `read` finds it.
     pub fn of_app(&self, app: u16, read: fn(&AppCounters) -> u64) -> u64 {
         self.all().filter_map(|counters| counters.apps.get(app.into())).map(read).sum()

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 
 use crate::acme;
+use crate::apps::AppTable;
 use crate::backends::Backend;
 use crate::check;
 use crate::config::{
@@ -136,8 +137,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     }
     let settings = Arc::new(config.server.clone());
     let started = Instant::now();
-    let metrics = inherited.metrics(settings.loops.count);
-    let table = Arc::new(site::table(&config, &settings, &metrics, started));
+    let (metrics, table) = counters_and_apps(&config, &inherited, &log, started);
     let (postboxes, mailboxes) = loops::post(settings.loops.count);
     let (desk, policies) = (Desk::default(), Policies::default());
     let helpers = start_helpers(&config)?;
@@ -181,6 +181,17 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let loops = LoopSet { shared, table, metrics, listeners: loop_listeners, held, mailboxes, loop_exit };
     let succeed = || predecessor.take().map(|channel| inherited.succession(channel, begin));
     serve_on(backend, loops, supervisor, reloader, succeed)
+}
+
+/// The counters, which go on where those of the server before stand, and the apps that are counted.
+fn counters_and_apps(config: &Config, inherited: &Inherited, log: &Log, now: Instant) -> (Metrics, Arc<AppTable>) {
+    let metrics = Metrics::new(config.server.loops.count);
+    let table = Arc::new(site::table(config, &Arc::new(config.server.clone()), &metrics, now));
+    inherited.count_on(&metrics);
+    if let Some(warning) = site::counted_together(&table) {
+        log.event(Level::Warn, &warning, &[]);
+    }
+    (metrics, table)
 }
 
 /// Reads certificates and keys, while the server still is who it was started as. One that has expired keeps no server from starting, for that would

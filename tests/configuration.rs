@@ -168,7 +168,7 @@ fn the_schema_has_every_key_and_the_ranges_of_its_setter() {
 #[test]
 fn what_is_shown_says_the_same_again() {
     let good = folder("good");
-    let cases: [&[&str]; 7] = [
+    let cases: [&[&str]; 13] = [
         &["-f", "forms.toml"],
         &["-f", "hub.toml"],
         &["-f", "none", "--hub"],
@@ -176,6 +176,13 @@ fn what_is_shown_says_the_same_again() {
         &["-f", "whole.toml", "w:3", "--watch=a", "--watch=b c", "--queue-timeout-ms=250", "--hold=0"],
         &["-f", "none", "--no-access-log", "--listen=unix:/run/x", "--listen-mode=640", "--", "node", "a \"b"],
         &["-f", "none", "--upstream=unix:/a", "--upstream=unix:/b", "--json-logging", "--ready=http:/up"],
+        // Of keys that have one effect, one holds.
+        &["-f", "whole.toml", "--no-access-log"],
+        &["-f", "no_access.toml", "--access-log=/tmp/access.log", "--log-format=combined"],
+        &["-f", "no_access.toml", "--json-logging"],
+        &["-f", "no_access.toml", "--access-log-format=json"],
+        &["-f", "no_access.toml", "--log-format=human", "--access-log-format=rip"],
+        &["-f", "whole.toml", "--json-logging", "--event-log-format=human"],
     ];
     for words in cases {
         let show = |more: &[&str], words: &[&str]| {
@@ -191,6 +198,40 @@ fn what_is_shown_says_the_same_again() {
             let shown = show(&["--effective"], &["-f", path.to_str().unwrap()]);
             assert_eq!(shown, show(&["--effective"], words), "{options:?} {words:?}");
         }
+    }
+}
+
+/// What holds is shown once, and by its value.
+#[test]
+fn of_keys_with_one_effect_the_one_that_holds_is_shown() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("site.toml");
+    type Words = &'static [&'static str];
+    type Variables = &'static [(&'static str, &'static str)];
+    let none: Variables = &[];
+    let cases: [(&str, Words, Variables, Words); 7] = [
+        ("access = '/tmp/x'", &["--no-access-log"], none, &["to = false"]),
+        ("access = false", &["--access-log", "/tmp/y"], none, &["to = \"/tmp/y\""]),
+        ("access = false", &[], &[("PRODUCTION_SERVER_NO_ACCESS_LOG", "off")], &["to = \"-\""]),
+        ("access.format = 'common'", &["--json-logging"], none, &["access_json = true", "to = \"-\""]),
+        ("access.format = 'common'", &["--log-format", "json"], none, &["format = \"json\"", "to = \"-\""]),
+        ("format = 'combined'", &["--json-logging"], none, &["format = 'combined'", "to = \"-\"", "format = \"json\""]),
+        ("events.format = 'json'", &["--log-format", "human"], none, &["format = \"human\"", "to = \"-\""]),
+    ];
+    for (log, flags, variables, expected) in cases {
+        std::fs::write(&path, format!("[log]\n{log}\n")).unwrap();
+        let file = path.to_str().unwrap();
+        let words = [&["config", "show", "--effective", "-f", file], flags].concat();
+        let shown = text(&program(folder.path(), &words, variables).stdout);
+        let keys = ["to =", "format =", "access_json ="];
+        let of_access = shown.split("[log.events]").next().unwrap();
+        let (_, of_access) = of_access.split_once("[log]").unwrap();
+        let lines: Vec<&str> = of_access.lines().filter(|line| keys.iter().any(|key| line.starts_with(key))).collect();
+        assert_eq!(lines, expected, "{log} {flags:?}: {shown}");
+        assert!(!shown.contains("format = 'json'"), "what does not hold: {shown}");
+        std::fs::write(&path, &shown).unwrap();
+        let again = text(&program(folder.path(), &["config", "show", "--effective", "-f", file], none).stdout);
+        assert_eq!(again.replace('\'', "\""), shown.replace('\'', "\""), "{log} {flags:?}");
     }
 }
 

@@ -92,7 +92,7 @@ pub(super) fn contradictions<'a>(given: &'a [Given], program: Option<&'a Program
 }
 
 /// Whether a switch is on, as far as its value can be read.
-fn is_on(given: &Given) -> bool {
+pub(super) fn is_on(given: &Given) -> bool {
     given.values.iter().filter_map(|value| value.to_str()).any(|text| super::units::switch(text) == Ok(true))
 }
 

@@ -70,7 +70,13 @@ impl ErrorPage {
 fn contents(path: &Path) -> Result<Arc<[u8]>, String> {
     let cannot = |error: std::io::Error| error.to_string();
     let metadata = std::fs::metadata(path).map_err(cannot)?;
-    if !metadata.is_file() || metadata.len() > LONGEST {
+    if metadata.is_dir() {
+        return Err("it is a directory: expected a file".to_owned());
+    }
+    if !metadata.is_file() {
+        return Err("expected a file in its proper sense: no pipe, socket or device".to_owned());
+    }
+    if metadata.len() > LONGEST {
         return Err("expected a file of at most 64 KiB".to_owned());
     }
     let mut body = Vec::new();
@@ -89,11 +95,13 @@ mod tests {
         std::fs::write(path("a.html"), "page").unwrap();
         std::fs::write(path("long.html"), vec![b'a'; 64 * 1024 + 1]).unwrap();
         std::fs::create_dir(path("folder.html")).unwrap();
+        nix::unistd::mkfifo(&folder.path().join("pipe.html"), nix::sys::stat::Mode::S_IRWXU).unwrap();
         for (name, expected) in [
             ("a.html", Ok("page")),
             ("missing.html", Err("No such file")),
             ("long.html", Err("64 KiB")),
-            ("folder.html", Err("64 KiB")),
+            ("folder.html", Err("a directory")),
+            ("pipe.html", Err("no pipe")),
         ] {
             let mut page = error_page(&format!("404={}", path(name))).unwrap();
             page.read();

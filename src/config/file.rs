@@ -332,7 +332,7 @@ impl Reader<'_> {
         for (text, at) in &said {
             if let Err(expected) = try_value(place, text) {
                 fine = false;
-                let at = self.part(place, text, at.clone());
+                let at = name_at_fault(place, text, value).unwrap_or_else(|| self.part(place, text, at.clone()));
                 self.invalid(place, shown, at, &expected);
             }
         }
@@ -409,10 +409,7 @@ impl Reader<'_> {
         use Shape::{Count, Duration, Map, Size, Switch, Text, TextOrFalse, Word};
         let at = value.span();
         let read = match (value.get_ref(), place.shape) {
-            (DeValue::String(text), _) => match text.strip_prefix(values::FILE) {
-                Some(path) => self.contents(path, &at),
-                None => self.expand(text, &at),
-            },
+            (DeValue::String(text), _) => self.string(text, &at),
             (DeValue::Table(table), _) if is_reference(table) => self.reference(table, &at),
             (DeValue::Boolean(on), Switch | Word) => Ok(if *on { "on" } else { "off" }.to_owned()),
             (DeValue::Boolean(on), Map) => Ok(on.to_string()),
@@ -439,6 +436,14 @@ impl Reader<'_> {
                 self.wrong(Problem::error(format!("the value of `{shown}` cannot be had"), at, what));
                 None
             }
+        }
+    }
+
+    /// What a string of the value at that place stands for.
+    fn string(&mut self, text: &str, at: &Range<usize>) -> Result<String, String> {
+        match text.strip_prefix(values::FILE) {
+            Some(path) => self.contents(path, at),
+            None => self.expand(text, at),
         }
     }
 
@@ -474,11 +479,19 @@ impl Reader<'_> {
                 complete = false;
                 continue;
             };
-            texts[index] = match (value.get_ref(), pair.shapes[index]) {
-                (DeValue::String(text), _) => self.expand(text, &at).ok(),
-                (DeValue::Integer(number), Shape::Count) => Some(number.to_string()),
+            let read = match (value.get_ref(), pair.shapes[index]) {
+                (DeValue::String(text), _) => Some(self.string(text, &value.span())),
+                (DeValue::Table(table), _) if is_reference(table) => Some(self.reference(table, &value.span())),
+                (DeValue::Integer(number), Shape::Count) => Some(Ok(number.to_string())),
                 _ => None,
             };
+            if let Some(Err(what)) = read {
+                let title = format!("the value of `{shown}.{name}` cannot be had");
+                self.wrong(Problem::error(title, value.span(), what));
+                complete = false;
+                continue;
+            }
+            texts[index] = read.and_then(Result::ok);
             if texts[index].is_none() {
                 let what = match pair.shapes[index] {
                     Shape::Count => "a whole number",
@@ -624,6 +637,16 @@ fn try_value(place: &Place, text: &str) -> Result<(), String> {
         (None, Some(key)) => (key.set)(&mut Settings::default(), text),
         (None, None) => Ok(()),
     }
+}
+
+/// Where the name of an entry stands that no value would be right for.
+fn name_at_fault(place: &Place, text: &str, value: &Spanned<DeValue<'_>>) -> Option<Range<usize>> {
+    let DeValue::Table(table) = value.get_ref() else { return None };
+    let (name, _) = text.split_once('=').filter(|_| place.shape == Shape::Map)?;
+    let example = place.key().map(|key| key.example).or(place.route.map(|route| route.example))?;
+    let (_, good) = example.split_once('=')?;
+    try_value(place, &format!("{name}={good}")).err()?;
+    entries(table).into_iter().find(|(key, _)| key.get_ref() == name).map(|(key, _)| key.span())
 }
 
 /// What a key's setter would have taken, in its own words.

@@ -172,17 +172,23 @@ impl Loaded {
 
     /// What is odd, each in one line.
     pub fn warnings(&self) -> Vec<String> {
+        let remarks = self.remarks.iter().map(|problem| self.in_one_line(problem));
+        self.config.server.source.warnings.iter().cloned().chain(remarks).collect()
+    }
+
+    /// A problem in one line.
+    pub fn in_one_line(&self, problem: &Problem) -> String {
         let none = file::Text::default();
         let text = self.file.as_ref().map_or(&none, |file| &file.text);
-        let remark = |problem: &Problem| match problem.marks.first() {
+        match problem.marks.first() {
             Some((at, label)) => {
                 let (line, column) = line_and_column(&text.text, at.start);
-                let said = text.as_written(&format!("{}: {label}", problem.title), &problem.marks);
+                let colon = if label.is_empty() { "" } else { ": " };
+                let said = text.as_written(&format!("{}{colon}{label}", problem.title), &problem.marks);
                 format!("{}:{line}:{column}: {said}", shown_path(text))
             }
             None => problem.title.clone(),
-        };
-        self.config.server.source.warnings.iter().cloned().chain(self.remarks.iter().map(remark)).collect()
+        }
     }
 }
 

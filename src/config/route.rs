@@ -222,6 +222,15 @@ impl FieldEdits {
     pub fn is_empty(&self) -> bool {
         self.set.is_empty() && self.remove.is_empty()
     }
+
+    /// Two names of one field, of which more than one thing is said.
+    pub fn clash(&self) -> Option<(&str, &str)> {
+        let names = || self.set.iter().map(|(name, _)| name).chain(&self.remove);
+        let is_one = |one: &str, other: &str| is_same_to_apps(one.as_bytes(), other.as_bytes());
+        self.set.iter().zip(1..).find_map(|((one, _), next)| {
+            names().skip(next).find(|other| is_one(one, other)).map(|other| (one.as_str(), other.as_str()))
+        })
+    }
 }
 
 /// What is said of a route, before it is known whether it is whole.
@@ -389,13 +398,20 @@ pub fn host(text: &str) -> Result<HostPattern, String> {
     let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     let fine = match literal {
-        Some(address) => !below && address.parse::<std::net::Ipv6Addr>().is_ok(),
+        Some(_) => !below && plain_v6(&name).is_some(),
         None => name.bytes().all(letter) && name.split('.').all(|label| !label.is_empty()),
     };
     if !fine || name.is_empty() || name.len() > 253 {
         return Err(expected());
     }
+    let name = plain_v6(&name).unwrap_or(name);
     Ok(if below { HostPattern::Below(format!(".{name}")) } else { HostPattern::Exact(name) })
+}
+
+/// An IPv6 address in its brackets, as there is one way to write it (RFC 5952).
+pub fn plain_v6(host: &str) -> Option<String> {
+    let address: std::net::Ipv6Addr = host.strip_prefix('[')?.strip_suffix(']')?.parse().ok()?;
+    Some(format!("[{address}]"))
 }
 
 /// A path, or the beginning of one and a `*`.

@@ -259,8 +259,8 @@ Every key may be left out. For each of them a flag wins over a shorthand, that o
 higher place replaces the whole. A command behind `--`, `--upstream`, `--respond` or `--static` takes the place of whatever the file says the app is.
 
 - Durations are strings with a unit (`\"200ms\"`, `\"5s\"`, `\"1m\"`, `\"2h\"`), sizes too (`\"64KiB\"`, `\"10MB\"`).
-- `${NAME}` in a string is the value of that variable, `${NAME:-text}` has a default, `$${` stands for the characters.
-- `{ file = \"PATH\" }` in the place of a value, or `\"file:PATH\"`, is what that file says without the end of its last line: for secrets.
+- `${NAME}` in a string is the value of that variable, `${NAME:-text}` has a default, `$${` stands for the characters. A variable that is empty counts as one that is not set.
+- `{ file = \"PATH\" }` in the place of a value, or `\"file:PATH\"`, is what that file says without the end of its last line: for secrets. The words of a command are taken as they are, but for their variables.
 - Relative paths start in the directory where the server is started, as those of flags do.
 
 `production_server check` looks at everything, as the user that the server becomes, and starts nothing (exit code 0 or 78), `config show --effective --origin` tells what holds and why, `config schema`
@@ -268,6 +268,9 @@ prints a JSON Schema for editors, and `init` writes a first file.
 
 `production_server reload` and SIGHUP read the file anew: whole or not at all. The column `reload` says what a changed key does then: `live` holds from the next
 request or decision on; `listener` opens and closes listeners, and leaves connections alone; `roll` replaces the app's workers by a rolling restart;
-`restart` needs another process: it is named and left as it was, and `production_server upgrade` brings it in without losing a request.
+`restart` needs another process: it is named and left as it was, and `production_server upgrade` brings it in without losing a request. What such a value would
+fail by there (a user that there is not, an address in use) is said at once. A reload that adds more workers than the process has room for is refused: a loop has
+room for 65,536 more connections to the workers of apps that come later, and each app may take `concurrency` + 2 of them, `max_connections` + 2 at most, for each of
+its upstreams, or for each of four times its `workers` (64 at least, or the `max` of their scaling).
 Several apps are several tables `[apps.NAME]`, each with its own workers, queue and limits, and `[[routes]]` that say what goes to which.
 ";

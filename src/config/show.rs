@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 use toml::de::DeValue;
 
 use super::arguments::{Given, Source};
-use super::clashes::OF_WORKERS;
+use super::clashes::{OF_WORKERS, is_on};
 use super::file::{File, Named, RouteSaid, inline};
 use super::load::{AppGiven, Loaded, Program};
 use super::places::{self, PLACES, Place, Shape};
@@ -28,6 +28,15 @@ pub struct Show {
     /// As JSON.
     pub json: bool,
 }
+
+/// Keys that have one effect with others, and those: the one that is read last holds, where it says anything.
+const RIVALS: [(&str, &[&str]); 5] = [
+    ("access-log", &["no-access-log"]),
+    ("no-access-log", &["access-log"]),
+    ("json-logging", &["log-format", "access-log-format"]),
+    ("access-log-format", &["log-format", "json-logging"]),
+    ("event-log-format", &["log-format"]),
+];
 
 /// Whose values are shown: an app's, or those that are no app's.
 struct Scope<'a> {
@@ -110,7 +119,18 @@ impl Loaded {
             let value = self.raw(&program.source).unwrap_or_else(|| words_of(program));
             return Some((value, origin(&program.source)));
         }
-        let given = scope.given.iter().find(|given| given.key.name == place.name)?;
+        let find = |name: &str| scope.given.iter().find(|given| given.key.name == name);
+        if let Some(json) = find("json-logging").filter(|json| is_on(json) && !is_beaten(json, scope.given))
+            && find("log-format").is_some()
+        {
+            // Beside it the format of all logs holds for events alone, and a file that says both says two things of access lines.
+            match place.path {
+                "log.access_json" => return None,
+                "log.access.format" => return Some((places::quoted("json"), origin(&json.source))),
+                _ => {}
+            }
+        }
+        let given = find(place.name).filter(|given| !is_beaten(given, scope.given))?;
         let value = match &given.source {
             Source::File(spot) => {
                 let path = scope.app.and_then(|app| spot.path.strip_prefix(&format!("apps.{app}")));
@@ -171,7 +191,9 @@ impl Loaded {
         }
         // What the app's workers are is not to be said of an app that has none, nor where the log goes of one that goes nowhere.
         let no_workers = OF_WORKERS.contains(&place.name) && (said("upstream") || said("respond") || said("static"));
-        let no_log = place.name == "access-log" && said("no-access-log");
+        let is_off =
+            |given: &Given| given.key.name == "no-access-log" && is_on(given) && !is_beaten(given, scope.given);
+        let no_log = place.name == "access-log" && scope.given.iter().any(is_off);
         let applies = !key.default.is_empty() && !no_workers && !no_log;
         applies.then(|| place.write(key.default))
     }
@@ -247,6 +269,13 @@ fn as_said(file: &File, table: &str, said: &RouteSaid) -> Vec<Line> {
         return vec![line("", "")];
     }
     said.shown.iter().map(|(name, value)| line(name, value)).collect()
+}
+
+/// Whether another key that has the same effect is read after that one.
+fn is_beaten(one: &Given, all: &[Given]) -> bool {
+    let later = all.iter().skip_while(|given| given.key.name != one.key.name).skip(1);
+    let rivals = RIVALS.iter().find(|(name, _)| *name == one.key.name).map_or(&[][..], |(_, rivals)| rivals);
+    later.into_iter().any(|given| rivals.contains(&given.key.name) && (!given.key.is_switch() || is_on(given)))
 }
 
 /// A value from elsewhere than the file, in TOML.

@@ -96,7 +96,11 @@ pub const TABLES: &[(&str, &str)] = &[
         "Files that the app names in its place, so that its worker is free while they are sent; a text alone stands for `root`.",
     ),
     ("routes[].redirect", "A redirect; a text alone stands for `to`."),
-    ("routes[].rewrite", "What becomes of the path on its way to the app."),
+    (
+        "routes[].rewrite",
+        "What becomes of the path on its way to the app. Its `.` and `..` are resolved before, so that none leads out of `prefix`, and \
+         `strip` fits in whatever way the path is spelled by which the route was found; the query stays as it is.",
+    ),
     ("routes[].request_fields", "What becomes of the request's fields on their way to the app."),
     ("routes[].response_fields", "What becomes of the fields of an answer that is not the server's own."),
     ("log", "What is written, and how; docs/logs.md has an example of each format."),

@@ -5,7 +5,8 @@
 //!
 //! Rules:
 //! - A path is compared as an app will most likely understand it: `%XX` is decoded, `//` is one slash, `.` and `..` are resolved. So what
-//!   is kept from `/admin/*` cannot be had by another spelling. What the app gets is the path as it came.
+//!   is kept from `/admin/*` cannot be had by another spelling. What the app gets is the path as it came; but a route
+//!   that rewrites one with dots in it, or with another spelling of what it strips, goes by the segments that are left, each as it came.
 //! - A host is compared without its port, in lower case, without a dot at its end.
 
 use std::borrow::Cow;
@@ -15,7 +16,9 @@ use std::sync::Arc;
 
 use crate::buffers::block::Writer;
 use crate::config::ErrorPage;
-use crate::config::route::{FieldEdits, HostPattern, Matching, PathPattern, Piece, Rewrite, Route, is_same_to_apps};
+use crate::config::route::{
+    self, FieldEdits, HostPattern, Matching, PathPattern, Piece, Rewrite, Route, is_same_to_apps,
+};
 
 /// The longest name of a host (RFC 1035 §2.3.4).
 const LONGEST_HOST: usize = 255;
@@ -241,26 +244,6 @@ fn resolve(path: &[u8]) -> Vec<u8> {
     without_dots(&decoded(path)).0
 }
 
-/// A path with its escapes decoded.
-pub fn decoded(path: &[u8]) -> Vec<u8> {
-    let digit = |byte: Option<&u8>| byte.and_then(|byte| char::from(*byte).to_digit(16));
-    let mut decoded = Vec::with_capacity(path.len());
-    let mut at = 0;
-    while let Some(byte) = path.get(at) {
-        match (byte, digit(path.get(at + 1)), digit(path.get(at + 2))) {
-            (b'%', Some(high), Some(low)) => {
-                decoded.push((high * 16 + low) as u8);
-                at += 3;
-            }
-            _ => {
-                decoded.push(*byte);
-                at += 1;
-            }
-        }
-    }
-    decoded
-}
-
 /// A path that begins with a slash, with one slash for many, and its dots resolved; and whether they lead above where it begins, which counts
 /// for nothing.
 pub fn without_dots(path: &[u8]) -> (Vec<u8>, bool) {
@@ -274,25 +257,103 @@ pub fn without_dots(path: &[u8]) -> (Vec<u8>, bool) {
             _ => segments.push(segment),
         }
     }
-    let mut out = Vec::with_capacity(path.len() + 1);
-    for segment in &segments {
+    let ends_open = ends_open || segments.is_empty();
+    (joined(b"", &segments, ends_open), climbs)
+}
+
+/// Segments, each behind a slash, and maybe a slash.
+fn joined(front: &[u8], all: &[&[u8]], ends_open: bool) -> Vec<u8> {
+    let mut out = front.to_vec();
+    for segment in all {
         out.push(b'/');
         out.extend_from_slice(segment);
     }
-    if ends_open || segments.is_empty() {
+    if ends_open {
         out.push(b'/');
     }
-    (out, climbs)
+    out
+}
+
+/// What a path begins with, its escape decoded, and how many bytes that takes.
+fn first_of(path: &[u8]) -> Option<(u8, usize)> {
+    let digit = |at: usize| path.get(at).and_then(|byte| char::from(*byte).to_digit(16));
+    let first = *path.first()?;
+    Some(match (first, digit(1), digit(2)) {
+        (b'%', Some(high), Some(low)) => ((high * 16 + low) as u8, 3),
+        _ => (first, 1),
+    })
+}
+
+/// A path with its escapes decoded.
+pub fn decoded(mut path: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(path.len());
+    while let Some((byte, length)) = first_of(path) {
+        out.push(byte);
+        path = &path[length..];
+    }
+    out
+}
+
+/// What lies between a path's slashes, written out or escaped.
+struct Segments<'a> {
+    /// As they came; without empty ones, and without dots and what they lead out of.
+    kept: Vec<&'a [u8]>,
+    /// Whether there is a slash behind the last one.
+    ends_open: bool,
+    /// Whether there were dots.
+    had_dots: bool,
+}
+
+impl Segments<'_> {
+    fn of(path: &[u8]) -> Segments<'_> {
+        let mut segments = Segments { kept: Vec::new(), ends_open: false, had_dots: false };
+        let (mut start, mut at) = (0, 0);
+        while at <= path.len() {
+            let (byte, length) = first_of(&path[at..]).unwrap_or((b'/', 1));
+            if byte == b'/' {
+                segments.take(&path[start..at]);
+                start = at + length;
+            }
+            at += length;
+        }
+        segments
+    }
+}
+
+impl<'a> Segments<'a> {
+    fn take(&mut self, segment: &'a [u8]) {
+        let text = decoded(segment);
+        self.ends_open = matches!(&*text, b"" | b"." | b"..");
+        self.had_dots |= self.ends_open && !text.is_empty();
+        match &*text {
+            b"" | b"." => {}
+            b".." => drop(self.kept.pop()),
+            _ => self.kept.push(segment),
+        }
+    }
 }
 
 /// A host without its port, in lower case. What is longer than any name matches none, and is nothing.
 fn host_name<'a>(authority: &[u8], room: &'a mut [u8; LONGEST_HOST]) -> &'a [u8] {
     let name = host_of(authority);
     let name = name.strip_suffix(b".").unwrap_or(name);
+    if name.starts_with(b"[")
+        && let Some(plain) = plain_v6(name)
+    {
+        let room = &mut room[..plain.len()];
+        room.copy_from_slice(plain.as_bytes());
+        return room;
+    }
     let Some(room) = room.get_mut(..name.len()) else { return b"" };
     room.copy_from_slice(name);
     room.make_ascii_lowercase();
     room
+}
+
+/// An IPv6 address as routes have it, however a client writes it.
+#[cold]
+fn plain_v6(name: &[u8]) -> Option<String> {
+    route::plain_v6(std::str::from_utf8(name).ok()?)
 }
 
 /// A host as it came, without its port.
@@ -422,14 +483,41 @@ impl Edits {
     /// Writes the path and query that take the place of `target`, a path with its query.
     pub(super) fn write_target(&self, out: &mut Writer<'_>, target: &[u8]) {
         let Rewrite { strip, prefix } = &self.rewrite;
-        let stripped = target.strip_prefix(strip.as_bytes());
-        let rest = stripped.filter(|rest| matches!(rest.first(), None | Some(b'/' | b'?'))).unwrap_or(target);
+        let found = resolved(target);
+        let straight = match found {
+            Cow::Borrowed(_) => Cow::Borrowed(target),
+            Cow::Owned(found) => straightened(target, &found, strip),
+        };
+        let rest = behind(&straight, strip).unwrap_or(&straight);
         out.put(prefix.as_bytes());
         if prefix.is_empty() && !rest.starts_with(b"/") {
             out.put(b"/");
         }
         out.put(rest);
     }
+}
+
+/// What follows the beginning of a path, where it ends there or a slash is next.
+fn behind<'a>(target: &'a [u8], strip: &str) -> Option<&'a [u8]> {
+    let rest = target.strip_prefix(strip.as_bytes())?;
+    matches!(rest.first(), None | Some(b'/' | b'?')).then_some(rest)
+}
+
+/// A target as it can be rewritten, where its path is not the one by which its route was `found`: without dots, and with what is to be
+/// stripped in plain letters. Else its segments are as they came, and no longer than before, but for a slash in front.
+#[cold]
+fn straightened<'a>(target: &'a [u8], found: &[u8], strip: &str) -> Cow<'a, [u8]> {
+    let path = before_query(target);
+    let Segments { kept, ends_open, had_dots } = Segments::of(path);
+    let front = if behind(found, strip).is_some() { strip } else { "" };
+    if !had_dots && behind(target, front).is_some() {
+        return Cow::Borrowed(target);
+    }
+    let stripped = front.split('/').filter(|segment| !segment.is_empty()).count();
+    let rest = kept.get(stripped..).unwrap_or_default();
+    let mut out = joined(front.as_bytes(), rest, ends_open || kept.is_empty());
+    out.extend_from_slice(&target[memchr::memchr(b'?', target).unwrap_or(target.len())..]);
+    Cow::Owned(out)
 }
 
 #[cfg(test)]
@@ -439,7 +527,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::route;
 
     fn route(host: &str, path: &str, methods: &[&str]) -> Route {
         let matching = Matching {
@@ -459,9 +546,10 @@ mod tests {
             route("example.org", "/log*", &[]),
             route("", "/api/v1", &[]),
             route("", "/api/*", &["POST"]),
-            route("[::1]", "", &[]),
+            route("[0:0:0:0:0:0:0:1]", "", &[]),
             route("", "/logout", &[]),
             route("*.a.example.org", "", &[]),
+            route("[::ffff:127.0.0.1]", "", &[]),
         ];
         let router = Router::new(&routes);
         for (host, target, method, expected) in [
@@ -487,6 +575,11 @@ mod tests {
             ("", "/login", "GET", Some(2)),
             ("b.a.example.org", "/", "GET", Some(8)),
             ("a.example.org", "/", "GET", None),
+            ("[0:0::0:0:1]:80", "/", "GET", Some(6)),
+            ("[::ffff:7f00:1]", "/", "GET", Some(9)),
+            ("[::FFFF:127.0.0.1]", "/", "GET", Some(9)),
+            ("[::2]", "/", "GET", None),
+            ("[::1", "/", "GET", None),
             ("other", "/%6Cogin", "GET", Some(2)),
             ("other", "//login", "GET", Some(2)),
             ("other", "/x/../login", "GET", Some(2)),
@@ -593,6 +686,23 @@ mod tests {
             ("/api", "", "/apis", "/apis"),
             ("", "/v2", "/", "/v2/"),
             ("/api", "/v2", "/other", "/v2/other"),
+            ("", "/a", "/../b/x?/../c", "/a/b/x?/../c"),
+            ("", "/a", "/%2e%2E/b", "/a/b"),
+            ("", "/a", "/x/..", "/a/"),
+            ("", "/a", "/..", "/a/"),
+            ("", "/a", "/x%2F..%2f../b%20c", "/a/b%20c"),
+            ("", "/a", "/x%2Fy//z%20", "/a/x%2Fy//z%20"),
+            ("/api", "/v1", "/%61pi/x", "/v1/x"),
+            ("/api", "/v1", "/%61pi", "/v1"),
+            ("/api", "/v1", "//api//x?y=//", "/v1/x?y=//"),
+            ("/api", "/v1", "/./api/%78/", "/v1/%78/"),
+            ("/api", "", "/../../api", "/"),
+            ("/api", "/v1", "/api/../../api/x", "/v1/x"),
+            ("/api", "/v1", "/api/../x", "/v1/x"),
+            ("/api", "/v1", "/api/../%61pi/x", "/v1/x"),
+            ("/api/b", "/v1", "/api%2Fb/x%2Fy", "/v1/x/y"),
+            ("/api", "/v1", "/api//x%2Fy", "/v1//x%2Fy"),
+            ("/api", "/v1", "?x", "/v1?x"),
         ] {
             assert_eq!(written(strip, prefix, target), expected, "{strip} {prefix} {target}");
         }

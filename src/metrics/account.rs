@@ -40,6 +40,25 @@ struct SeriesAccount {
     took: Latencies,
 }
 
+impl AppAccount {
+    fn add(&mut self, other: &AppAccount) {
+        for (name, count) in &other.counters {
+            *self.counters.entry(name.clone()).or_default() += count;
+        }
+        self.waited.merge(&other.waited);
+    }
+}
+
+impl SeriesAccount {
+    /// Whose it is stays unsaid.
+    fn add(&mut self, other: &SeriesAccount) {
+        for (status, count) in &other.statuses {
+            *self.statuses.entry(*status).or_default() += count;
+        }
+        self.took.merge(&other.took);
+    }
+}
+
 impl Metrics {
     /// All that the loops of this server and of those before it have counted so far, for a successor.
     pub fn account(&self) -> Account {
@@ -73,8 +92,13 @@ impl Metrics {
         for (name, counter) in before.named() {
             counter.set(account.counters.get(name).copied().unwrap_or(0));
         }
+        // Several share a number where there is none left.
+        let mut apps: BTreeMap<u16, AppAccount> = BTreeMap::new();
         for (name, app) in &account.apps {
-            let row = before.app(self.app(name));
+            apps.entry(self.app(name)).or_default().add(app);
+        }
+        for (index, app) in &apps {
+            let row = before.app(*index);
             for (name, counter) in row.named() {
                 counter.set(app.counters.get(name).copied().unwrap_or(0));
             }
@@ -83,9 +107,13 @@ impl Metrics {
         for (name, limit) in self.limits().all() {
             limit.inherit(account.limits.get(&name).copied().unwrap_or_default());
         }
+        let mut all: BTreeMap<u16, SeriesAccount> = BTreeMap::new();
         for series in &account.series {
             let index = self.series(series.app.as_ref().map(|app| self.app(app)), &series.route);
-            before.of_series(index).set(&series.statuses, &series.took);
+            all.entry(index).or_default().add(series);
+        }
+        for (index, series) in &all {
+            before.of_series(*index).set(&series.statuses, &series.took);
         }
     }
 }
@@ -94,6 +122,7 @@ impl Metrics {
 mod tests {
     use std::sync::atomic::Ordering;
 
+    use super::super::series::OTHER_APPS;
     use super::*;
 
     /// What is counted of the app `web` and its only series: refusals by a full queue, answers of 200, times and waits.
@@ -104,6 +133,27 @@ mod tests {
         let counted = (metrics.took(series).count(), metrics.waited(app).count());
         let full = metrics.of_app(app, |app| app.queue_full.value());
         (metrics.total().requests, full, statuses.get(&200).copied().unwrap_or(0), counted.0, counted.1)
+    }
+
+    #[test]
+    fn those_that_share_a_number_are_counted_together() {
+        let first = Metrics::new(1);
+        for name in ["old", "older"] {
+            let app = first.app(name);
+            let series = first.series(Some(app), "/x");
+            first.of_loop(0).app(app).queue_full.add(2);
+            first.of_loop(0).of_series(series).ended(200);
+            first.of_loop(0).of_series(series).took.record(5_000_000);
+        }
+        let second = Metrics::new(1);
+        let own: Vec<u16> = (0..300).map(|number| second.app(&format!("new{number}"))).collect();
+        // Twice: what is told later replaces what was told before.
+        (0..2).for_each(|_| second.inherit(&first.account()));
+        assert_eq!(own[254..256], [254, OTHER_APPS], "those of the configuration came first");
+        assert_eq!(second.of_app(OTHER_APPS, |app| app.queue_full.value()), 4);
+        let series = second.series(Some(OTHER_APPS), "/x");
+        assert_eq!(second.statuses(series).into_iter().collect::<Vec<_>>(), [(200, 2)]);
+        assert_eq!(second.took(series).count(), 2);
     }
 
     #[test]

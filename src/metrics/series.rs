@@ -10,10 +10,18 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use super::Counter;
 use super::latency::{Histogram, Latencies};
 
-/// Apps that are counted apart, at most; further ones share the last row.
+/// Rows of apps. The last one is that of all for which there is none left.
 const MOST_APPS: usize = 256;
-/// Series that are counted apart, at most; further ones share the last row.
+/// Rows of series. The last one is that of all for which there is none left.
 const MOST_SERIES: usize = 4096;
+/// Apps that are counted apart, at most, those of earlier configurations included.
+pub const APPS_APART: usize = MOST_APPS - 1;
+/// Series that are counted apart, at most, those of earlier configurations included, beside [`OWN`].
+pub const SERIES_APART: usize = MOST_SERIES - 2;
+/// The number of all further apps.
+pub const OTHER_APPS: u16 = (MOST_APPS - 1) as u16;
+/// The number of all further series.
+pub const OTHER_SERIES: u16 = (MOST_SERIES - 1) as u16;
 /// Rows of a series for each status: those from 100 to 599, and a power of two.
 const STATUSES: usize = 512;
 const FIRST_STATUS: u16 = 100;
@@ -242,6 +250,14 @@ impl Register {
             let others = SeriesName { app, route: "others".to_owned() };
             position_or_add(&mut names.series, own(route), MOST_SERIES, others)
         })
+    }
+
+    /// Takes back all names that have come since there were those. Nobody may count by the numbers of the others.
+    pub fn forget_beyond(&self, known: &Names) {
+        self.with(|names| {
+            names.apps.truncate(known.apps.len());
+            names.series.truncate(known.series.len());
+        });
     }
 
     /// The numbers of all series of that app.

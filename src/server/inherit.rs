@@ -142,11 +142,10 @@ impl Inherited {
         opened.map_err(|error| StartError { message: error.to_string(), code: error.code() })
     }
 
-    /// Counters for that many loops, which go on where those of the server before stand.
-    pub fn metrics(&self, loops: usize) -> Metrics {
-        let metrics = Metrics::new(loops);
+    /// Has counters go on where those of the server before stand. They have the names of the configuration by then: what it does not
+    /// name any more takes no number from what it names.
+    pub fn count_on(&self, metrics: &Metrics) {
         metrics.inherit(&self.account);
-        metrics
     }
 
     /// Lines about sockets of systemd that nothing was configured for.

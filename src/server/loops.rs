@@ -269,11 +269,19 @@ pub(super) fn socket_room(table: &AppTable, listeners: usize) -> usize {
     let of_app = |app: &App| {
         // Idle ones to other workers may stand open while all clients' requests are with one.
         let idle = (app.settings.sharing.concurrency as usize).min(most).saturating_add(2);
-        let workers = crate::supervisor::unit::most_workers(&app.settings) + app.settings.instead.upstreams.len();
-        workers.saturating_mul(idle)
+        workers_of(&app.settings).saturating_mul(idle)
     };
     let to_workers = table.apps.iter().map(of_app).fold(most, usize::saturating_add);
     most + ADMIN_PLACES + to_workers + listeners + 2 * crate::backends::ACCEPT_BATCH
+}
+
+/// Workers of an app that connections may be kept open to at once. Each upstream is one, at whichever of its addresses.
+fn workers_of(app: &crate::config::App) -> usize {
+    match (app.instead.upstreams.len(), app.is_answered_by_loops()) {
+        (0, true) => 0,
+        (0, false) => crate::supervisor::unit::most_workers(app),
+        (upstreams, _) => upstreams,
+    }
 }
 
 /// A number to start request ids from, so that those of two loops or two servers do not meet.

@@ -39,7 +39,7 @@ const UPGRADE: &str = "`production_server upgrade` starts a process that can";
 /// How long a reload waits for the loops, whose turns last milliseconds at most.
 const LOOPS_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How long it waits for what is read: for file systems, and for who knows the names of users.
+/// How long it waits for what is read and worked out: for file systems, and for who knows the names of users.
 const READ_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What the server runs by, and what a new configuration is compared with.
@@ -131,8 +131,18 @@ impl Reloader {
     /// # Errors
     /// Why nothing has changed.
     pub fn reload(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
-        let (inputs, shown) = (self.inputs.clone(), self.renewal.policies.shown());
-        let (loaded, config) = in_time(move || read(&inputs, &shown))?;
+        let names = self.metrics.names();
+        let reloaded = self.try_to(supervisor, now);
+        if reloaded.is_err() {
+            // No loop has the numbers of those that came.
+            self.metrics.forget_names_beyond(&names);
+        }
+        reloaded
+    }
+
+    fn try_to(&mut self, supervisor: &mut Supervisor, now: Instant) -> Result<Reloaded, String> {
+        let (inputs, shown, started) = (self.inputs.clone(), self.renewal.policies.shown(), self.started.clone());
+        let (loaded, config, bars) = in_time(move || read(&inputs, &shown, &started))?;
         loaded.is_of(self.current.path())?;
         let mut changes = self.changes(&loaded);
         let renewed = self.renewed(&loaded)?;
@@ -146,7 +156,7 @@ impl Reloader {
         let plan = self.plan(loaded, config, changes, supervisor, now)?;
         let (wanted, added) = self.wanted(&plan);
         let prepared = supervisor.prepare(wanted, now).map_err(|error| error.to_string())?;
-        let access = Access::change(&plan.changes, &plan.config)?;
+        let access = Access::change(&plan.changes, &plan.config, &self.config)?;
         let (log, server) = (self.log.clone(), plan.config.server.clone());
         let logs = proc::within(READ_PATIENCE, move || log.prepare(&server.logs.access, &server.logs.events));
         match logs.and_then(|prepared| prepared) {
@@ -160,7 +170,9 @@ impl Reloader {
         for (policy, prepared) in policies {
             policy.replace(prepared);
         }
-        for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)) {
+        let together = site::counted_together(&plan.table).map(|warning| format!("{warning}; {UPGRADE} forget those"));
+        let odd: Vec<String> = together.into_iter().chain(bars).collect();
+        for warning in plan.loaded.warnings().into_iter().chain(shortage(&plan.config)).chain(odd.iter().cloned()) {
             self.log.event(Level::Warn, warning, &[]);
         }
         if self.config.server.acme != plan.config.server.acme {
@@ -186,7 +198,7 @@ impl Reloader {
         supervisor.is_configured_by(self.current.path());
         self.show_policies();
         self.await_loops(&table);
-        Ok(Reloaded { lines: plan.changes.lines(), rolls, added })
+        Ok(Reloaded { lines: plan.changes.lines(), warnings: odd, rolls, added })
     }
 
     /// Waits until every loop serves by that table, so that whoever asks after a reload is served by it; but for no loop that does not turn.
@@ -360,9 +372,14 @@ fn share_hubs(config: &Config, (metrics, postboxes, log): (&Metrics, &Postboxes,
     }
 }
 
-/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names. A certificate that does not hold
-/// is refused, unless it is among those that are shown already: it has expired meanwhile, and keeps nothing else from changing.
-fn read(inputs: &Inputs, shown: &[(String, tls::Shown)]) -> Result<(Loaded, Config), String> {
+/// What the configuration says now, and what is to hold: the same, with the numbers of users in place of their names; and why the process that what was
+/// `started` otherwise waits for could not start. A certificate that does not hold is refused, unless it is among those that are shown already: it has
+/// expired meanwhile, and keeps nothing else from changing.
+fn read(
+    inputs: &Inputs,
+    shown: &[(String, tls::Shown)],
+    started: &Loaded,
+) -> Result<(Loaded, Config, Vec<String>), String> {
     let loaded = inputs.load().map_err(|refusal| refusal.line)?;
     let of_tls = check::tls(&loaded, |one| shown.iter().any(|(_, known)| known == one));
     let findings = check::apps(&loaded).into_iter().chain(of_tls).chain(check::files(&loaded));
@@ -373,15 +390,23 @@ fn read(inputs: &Inputs, shown: &[(String, tls::Shown)]) -> Result<(Loaded, Conf
     let mut config = loaded.config.clone();
     let server = &mut config.server;
     server.listening.unix_of.values_mut().chain([&mut server.listening.unix]).for_each(Owner::number);
-    Ok((loaded, config))
+    let left: Vec<String> = config::diff(started, &loaded).left().map(|changed| changed.path.clone()).collect();
+    let bars = check::of_next_process(&loaded, &left);
+    let bars = bars
+        .iter()
+        .map(|problem| format!("`production_server upgrade` would fail: {}", loaded.in_one_line(problem)))
+        .collect();
+    Ok((loaded, config, bars))
 }
 
 /// Has something read on a thread of its own: the supervisor waits a moment for it, and goes on.
 fn in_time<T: Send + 'static>(read: impl FnOnce() -> Result<T, String> + Send + 'static) -> Result<T, String> {
     proc::within(READ_PATIENCE, read).map_err(|error| match error.kind() {
-        ErrorKind::TimedOut => {
-            "it could not be read in time: a file system, or who knows the names of users, does not answer".to_owned()
-        }
+        ErrorKind::TimedOut => format!(
+            "it could not be read within {} s: a file system, or who knows the names of users, does not answer, or it says so much \
+             that more time is needed",
+            READ_PATIENCE.as_secs()
+        ),
         _ => format!("it could not be read: {error}"),
     })?
 }
@@ -409,12 +434,14 @@ fn taken(asked: &ListenAddress, other: &Place) -> String {
 struct Access(Vec<(PathBuf, fs::Metadata)>);
 
 impl Access {
-    fn change(changes: &Changes, config: &Config) -> Result<Access, String> {
+    fn change(changes: &Changes, config: &Config, before: &Config) -> Result<Access, String> {
         let mut owners = Vec::new();
         for listener in &changes.access {
             if let ListenAddress::Unix(path) = &listener.address {
                 let access = config.server.listening.unix_at(path);
-                owners.push((path, access.mode, Owner::find(access).map_err(|error| error.message)?));
+                let owner = Owner::find(access).map_err(|error| error.message)?;
+                let owner = owner.or_maker(before.server.listening.unix_at(path), path);
+                owners.push((path, access.mode, owner));
             }
         }
         let mut before = Access(Vec::new());
@@ -445,6 +472,25 @@ impl Access {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_socket_that_nobody_is_named_for_any_more_is_its_makers() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("s");
+        fs::write(&path, "").unwrap();
+        let made = fs::metadata(&path).unwrap();
+        let numbered = |owner: Option<&str>, group: Option<&str>| config::UnixListen {
+            owner: owner.map(str::to_owned),
+            group: group.map(str::to_owned),
+            ..config::UnixListen::default()
+        };
+        let own = |one: config::UnixListen, before| Owner::find(&one).unwrap().or_maker(before, &path);
+        let (uid, gid) = (made.uid().to_string(), made.gid().to_string());
+        let (named, plain) = (numbered(Some("1"), Some("2")), numbered(None, None));
+        assert_eq!(own(plain.clone(), &named), Owner::find(&numbered(Some(&uid), Some(&gid))).unwrap());
+        assert_eq!(own(named.clone(), &plain), Owner::find(&named).unwrap());
+        assert_eq!(own(plain.clone(), &plain), Owner::default(), "it may belong to whom somebody has given it");
+    }
 
     #[test]
     fn names_of_users_become_numbers_and_unknown_ones_stay() {

@@ -8,7 +8,7 @@ use crate::config::{Command, Config, ListenAddress, Settings};
 use crate::control::MOST_CONNECTIONS;
 use crate::dispatch::{AppId, Dispatch, Standing};
 use crate::event_loop::MOST_OPEN;
-use crate::metrics::{self, Health, Metrics, Status};
+use crate::metrics::{self, Health, Metrics, Status, series};
 use crate::supervisor::{self, AppSetup, unit};
 
 /// Descriptors kept for what is neither a client's connection nor a worker's: listeners, logs, rings, an upgrade.
@@ -61,6 +61,19 @@ pub(super) fn new_app(
 ) -> App {
     let dispatch = Arc::new(Dispatch::new(unit::policy(app), unit::table_size(app), now));
     App::new(id, server.clone(), app.clone(), dispatch, metrics)
+}
+
+/// Says so where metrics do not tell all apps or routes apart.
+pub(super) fn counted_together(table: &AppTable) -> Option<String> {
+    let apps = table.apps.iter().filter(|app| app.count == series::OTHER_APPS).count();
+    let routes = table.routes.ways.iter().filter(|way| way.series == series::OTHER_SERIES).count();
+    let warning = format!(
+        "metrics count {apps} apps and {routes} routes as \"others\": they tell {} apps and {} routes of apps apart, those included that this \
+         process has had before",
+        series::APPS_APART,
+        series::SERIES_APART
+    );
+    (apps + routes > 0).then_some(warning)
 }
 
 /// What the supervisor is to know of an app.

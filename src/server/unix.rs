@@ -5,7 +5,7 @@
 
 use std::fs::{self, Permissions};
 use std::io;
-use std::os::unix::fs::{PermissionsExt, lchown};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, lchown};
 use std::path::Path;
 
 use nix::unistd::{Group, User};
@@ -31,6 +31,13 @@ impl Owner {
         if self == Owner::default() { Ok(()) } else { lchown(path, self.user, self.group) }
     }
 
+    /// Where nobody is named who was named `before`: whom the socket would belong to had it been made now.
+    pub(super) fn or_maker(self, before: &UnixListen, path: &Path) -> Owner {
+        let user = before.owner.is_some().then(|| nix::unistd::geteuid().as_raw());
+        let group = before.group.is_some().then(|| group_of_new(path));
+        Owner { user: self.user.or(user), group: self.group.or(group) }
+    }
+
     /// Looks names up. A text that is a number is that number, known here or not.
     ///
     /// # Errors
@@ -49,6 +56,13 @@ impl Owner {
             (unix.owner, unix.group) = (user.map(|user| user.to_string()), group.map(|group| group.to_string()));
         }
     }
+}
+
+/// The group of a file that is made there (inode(7), S_ISGID).
+fn group_of_new(path: &Path) -> u32 {
+    let directory = path.parent().and_then(|parent| fs::metadata(parent).ok());
+    let inherited = directory.filter(|directory| directory.mode() & 0o2000 != 0).map(|directory| directory.gid());
+    inherited.unwrap_or_else(|| nix::unistd::getegid().as_raw())
 }
 
 fn look_up(

@@ -25,6 +25,8 @@ pub type Reload<'a> = Box<dyn FnMut(&mut Supervisor, Instant) -> Result<Reloaded
 pub struct Reloaded {
     /// Each change in one line, for people.
     pub lines: Vec<String>,
+    /// What is odd, each in one line, for people.
+    pub warnings: Vec<String>,
     /// Rolling restarts that it has begun.
     pub rolls: Vec<(AppId, u64)>,
     /// Apps that are new.
@@ -191,6 +193,10 @@ impl Supervisor {
         for line in &changed.lines {
             message.push_str("\n  ");
             message.push_str(line);
+        }
+        for warning in &changed.warnings {
+            message.push_str("\n  warning: ");
+            message.push_str(warning);
         }
         Ok(Done { message, rolls, added: changed.added })
     }

@@ -42,6 +42,11 @@ request_fields = { set = { X-Tenant = "a" }, remove = ["Cookie", "X-Secret"] }
 response_fields = { set = { X-Frame-Options = "DENY" }, remove = "Server" }
 
 [[routes]]
+match.host = "tenant.example"
+app = "web"
+rewrite.prefix = "/tenant-a"
+
+[[routes]]
 match.path = "/teapot"
 respond = { status = 418, body = "short and stout", type = "text/x-tea" }
 response_fields.set = { X-Tea = "green" }
@@ -132,6 +137,18 @@ fn fields_and_paths_are_changed_on_the_way(backend: &str) {
     assert!(seen.starts_with("POST /v2/ HTTP/1.1\r\n") && seen.ends_with("abc"), "{seen}");
     let answer = client.ask("GET /api/../plain HTTP/1.1\r\nHost: a.example.org\r\n\r\n");
     assert_eq!(answer.status, 404, "it is not below /api/");
+    // However it is spelled: what was stripped is what was found, and nothing leads out of what is put in front.
+    for (host, target, line) in [
+        ("a.example.org", "/%61pi/users%201?q=/../", "/v2/users%201?q=/../"),
+        ("a.example.org", "//x/%2e%2e/api/users", "/v2/users"),
+        ("tenant.example", "/../b/secret", "/tenant-a/b/secret"),
+        ("tenant.example", "/%2E%2e/b/secret?x", "/tenant-a/b/secret?x"),
+        ("tenant.example", "/a%2Fb//c", "/tenant-a/a%2Fb//c"),
+    ] {
+        let answer = client.ask(&format!("GET {target} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let seen = answer.text();
+        assert_eq!(seen.lines().next(), Some(format!("GET {line} HTTP/1.1").as_str()), "{target}: {seen}");
+    }
     client.expect_alive();
 }
 

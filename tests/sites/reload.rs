@@ -27,6 +27,7 @@ on_every_backend! {
     a_file_that_is_empty_or_gone_changes_nothing,
     what_a_roll_that_was_given_up_was_to_bring_comes_with_the_next_reload,
     more_workers_than_there_is_room_for_are_refused,
+    each_upstream_takes_the_room_of_one_worker,
     what_is_told_of_an_app_is_its_own_before_another_comes,
     a_site_without_an_app_tells_about_itself,
     nobody_notices_many_reloads,
@@ -57,7 +58,12 @@ fn a_wrong_configuration_changes_nothing(backend: &str) {
         ("[apps.web]\nrespnd = 'other'\n".to_owned(), "did you mean `respond`?"),
         ("[apps.web]\nrespond = 'other'\n[apps.more]\n".to_owned(), "nothing says what goes to it"),
         ("[apps.web]\ncommand = ['no-such-program-at-all']\n".to_owned(), "the command cannot be run"),
-        ("[apps.web]\nrespond = 'other'\n[log]\nevents = 'FOLDER/none/access.log'\n".to_owned(), "cannot open the log"),
+        (
+            "[apps.web]\nrespond = 'other'\n[apps.ghost]\nrespond = 'x'\n[[routes]]\nmatch.path = '/ghost'\napp = 'ghost'\n\
+             [[routes]]\napp = 'web'\n[log]\nevents = 'FOLDER/none/access.log'\n"
+                .to_owned(),
+            "cannot open the log",
+        ),
         (format!("{HERE}[[listen]]\naddress = '127.0.0.1:{port}'\n[apps.web]\nrespond = 'other'\n"), "in use"),
         (format!("{HERE}[[listen]]\naddress = 'unix:FOLDER/none/s'\n[apps.web]\nrespond = 'other'\n"), "none/s"),
         (
@@ -78,6 +84,8 @@ fn a_wrong_configuration_changes_nothing(backend: &str) {
         assert_eq!(site.get("a.example", "/"), (200, "hello".to_owned()), "{text}");
     }
     until("it is told", || site.line.server.has_said("cannot be reloaded; nothing has changed"));
+    let metrics = site.client().ask("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n").text();
+    assert!(metrics.contains("app=\"web\"") && !metrics.contains("ghost"), "{metrics}");
     // By the signal as by the word.
     site.write(&[HERE, "[apps.web]\nrespond = 'by signal'\n"].concat());
     site.line.server.signal("HUP");
@@ -520,6 +528,25 @@ fn more_workers_than_there_is_room_for_are_refused(backend: &str) {
     site.line.stop();
 }
 
+fn each_upstream_takes_the_room_of_one_worker(backend: &str) {
+    let text = |apps: usize| {
+        let app = |number: usize| {
+            format!(
+                "[apps.n{number}]\nupstream = 'unix:/none/{number}'\nconcurrency = 1000\n[[routes]]\napp = 'n{number}'\n\
+                 match.path = '/n{number}'\n"
+            )
+        };
+        format!("{HELLO}{}[[routes]]\napp = 'web'\n", (0..apps).map(app).collect::<String>())
+    };
+    let site = Site::start(backend, &text(0));
+    site.write(&text(30));
+    assert_eq!(reload(&site, &[]).0, Some(0));
+    site.write(&text(100));
+    let (code, said) = reload(&site, &[]);
+    assert!(code == Some(78) && said.contains("no room for the connections to so many workers"), "{said}");
+    site.line.stop();
+}
+
 fn a_site_without_an_app_tells_about_itself(backend: &str) {
     let [admin] = free_ports();
     let admin = SocketAddr::from(([127, 0, 0, 1], admin));
@@ -546,6 +573,22 @@ fn what_needs_another_process_is_named_and_left(backend: &str) {
     assert_eq!((site.line.status()["loops"].clone(), site.get("a", "/").1), (1.into(), "other".to_owned()));
     // It is said until it holds.
     assert!(reloaded(&site, &text).contains("server.loops: 1 -> 2"));
+    // And what the next process could not start with.
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let admin = taken.local_addr().unwrap();
+    let bad = "user = 'no such user'\n";
+    let said = reloaded(
+        &site,
+        &format!("{}[admin]\nlisten = '{admin}'\n", text.replace("loops = 2\n", &format!("loops = 2\n{bad}"))),
+    );
+    for what in ["there is no user", &format!("{admin} is in use")] {
+        assert!(
+            said.contains("warning: `production_server upgrade` would fail: ") && said.contains(what),
+            "{what}: {said}"
+        );
+        until("it is told", || site.line.server.has_said(what));
+    }
+    assert!(!reloaded(&site, &text).contains("would fail"));
     site.line.upgraded();
     assert_eq!(site.line.status()["loops"], 2);
     assert!(reloaded(&site, &text).contains("as it was"));

@@ -133,6 +133,14 @@ fn incomplete(route: &RouteSaid) -> Vec<Problem> {
             }
         }
     }
+    for (name, fields) in
+        [("request_fields", &route.draft.request_fields), ("response_fields", &route.draft.response_fields)]
+    {
+        if let Some(((one, other), at)) = fields.clash().zip(mark(&format!("{name}.set"))) {
+            let label = format!("`{one}` and `{other}` are one field to apps: expected one of them");
+            problems.push(Problem::error(format!("`{name}` says two things of a field"), at, label));
+        }
+    }
     for name in ["balance", "health", "eject"] {
         if let Some(at) = mark(name).filter(|_| route.draft.upstreams.is_empty()) {
             let label = "it is for `upstreams`; an app has its own, in [apps.NAME]";

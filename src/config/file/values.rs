@@ -12,7 +12,7 @@ const LARGEST_VALUE: usize = 64 * 1024;
 /// What a string begins with that names a file.
 pub const FILE: &str = "file:";
 
-/// A string of the file with its variables put in. `${NAME:-text}` has the text where NAME is not set, and `$${` is `${`. `put_in` gets each
+/// A string of the file with its variables put in. `${NAME:-text}` has the text where NAME is not set or empty, and `$${` is `${`. `put_in` gets each
 /// value that came from elsewhere, and how it is written.
 ///
 /// # Errors
@@ -45,7 +45,7 @@ pub fn expand(text: &str, environment: &Environment, mut put_in: impl FnMut(&str
             }
             (Some(None), _) => return Err(format!("{name} in the environment is not UTF-8")),
             (None, Some(default)) => out.push_str(default),
-            (None, None) => return Err(format!("{name} is not set in the environment")),
+            (None, None) => return Err(format!("{name} is not set in the environment, or is empty")),
         }
         rest = &inside[end + 1..];
     }
