@@ -12,6 +12,7 @@ on_every_backend_and_tls! {
     a_body_that_breaks_behind_an_early_answer_ends_it
     trailers_that_would_mislead_are_dropped
     a_refused_client_that_still_sends_reads_the_refusal
+    a_client_that_is_watched_reads_its_refusal_and_may_go_on
     a_slow_head_is_refused
     a_slow_body_is_refused
     a_body_found_too_large_at_its_end_closes
@@ -353,6 +354,31 @@ fn a_refused_client_that_still_sends_reads_the_refusal(backend: &str) {
 fn a_slow_head_is_refused(backend: &str) {
     let worker = Worker::echo();
     let server = Server::before(backend, &worker.url, &["--header-timeout", "300ms"]);
+/// What comes behind the refusal is waited for, whether or not the server was listening for it already.
+fn a_client_that_is_watched_reads_its_refusal_and_may_go_on(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--header-timeout", "300ms"]);
+    let refused = get("Content-Length: 3000\r\nX : y\r\n");
+    let cases = [
+        // Its client is watched while the first is answered.
+        (400, format!("{}{refused}", get(""))),
+        (408, "GET / HTTP/1.1\r\nHost: te".to_owned()),
+        (408, format!("{}GET / HT", get(""))),
+    ];
+    for (status, sent) in cases {
+        let mut client = Client::of(&server);
+        client.send(&sent);
+        if sent.starts_with(&get("")) {
+            assert_eq!(client.answer().status, 200);
+        }
+        expect_refusal(&mut client, status, &sent);
+        for _ in 0..3 {
+            assert!(client.try_send(&[b'x'; 1000]), "{sent}: the connection was reset");
+        }
+        client.finish();
+    }
+}
+
     for beginning in ["G", "GET / HTTP/1.1\r\nHost: te", "GET / HTTP/1.1\r\nHost: test\r\n", "\r\n"] {
         let mut client = Client::of(&server);
         client.send(beginning);
