@@ -129,7 +129,7 @@ impl<B: Backend> Loop<B> {
         client.requested = true;
         client.http = Http1::new(request);
         if request.framing != Framing::None {
-            client.body = RequestBody::new(request.framing);
+            client.body = RequestBody::behind(&self.heads.fields, request.framing);
         }
         let stream = Stream { connection: sock, id: 0 };
         let admin = client.admin;

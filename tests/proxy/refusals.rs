@@ -313,9 +313,12 @@ fn trailers_that_would_mislead_are_dropped(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let dropped =
         ["Content-Length: 3", "Transfer-Encoding: chunked", "Host: evil", "Authorization: evil", "Cookie: a=b"];
-    let trailers = format!("{}\r\nX-Checksum: 7\r\n", dropped.join("\r\n"));
-    let request =
-        post("Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\n", &format!("2\r\nab\r\n0\r\n{trailers}\r\n"));
+    // What is for this connection alone is so in a trailer, too (RFC 9110 §7.6.1).
+    let trailers = format!("{}\r\nX-Checksum: 7\r\nx-hop: evil\r\n", dropped.join("\r\n"));
+    let request = post(
+        "Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\nConnection: TE, X-Hop\r\n",
+        &format!("2\r\nab\r\n0\r\n{trailers}\r\n"),
+    );
     let answer = Client::of(&server).ask(&request);
     assert_eq!(answer.status, 200);
     let body = answer.text();
@@ -351,9 +354,6 @@ fn a_refused_client_that_still_sends_reads_the_refusal(backend: &str) {
     }
 }
 
-fn a_slow_head_is_refused(backend: &str) {
-    let worker = Worker::echo();
-    let server = Server::before(backend, &worker.url, &["--header-timeout", "300ms"]);
 /// What comes behind the refusal is waited for, whether or not the server was listening for it already.
 fn a_client_that_is_watched_reads_its_refusal_and_may_go_on(backend: &str) {
     let worker = Worker::echo();
@@ -379,6 +379,9 @@ fn a_client_that_is_watched_reads_its_refusal_and_may_go_on(backend: &str) {
     }
 }
 
+fn a_slow_head_is_refused(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--header-timeout", "300ms"]);
     for beginning in ["G", "GET / HTTP/1.1\r\nHost: te", "GET / HTTP/1.1\r\nHost: test\r\n", "\r\n"] {
         let mut client = Client::of(&server);
         client.send(beginning);
