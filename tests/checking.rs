@@ -295,6 +295,9 @@ fn files_of_tls_are_said_with_their_flags() {
     pair.write(folder.path(), "a");
     other.write(folder.path(), "b");
     std::fs::create_dir(folder.path().join("directory")).unwrap();
+    let (begin, end) = ("-----BEGIN CERTIFICATE-----\n", "-----END CERTIFICATE-----\n");
+    let chain = format!("{}{begin}MIIBszCCAVmgAwIBAgIU\n{end}", pair.certificate_pem);
+    std::fs::write(folder.path().join("chain.pem"), chain).unwrap();
     let cert = ["--tls-cert", "a.pem"];
     for (flags, said) in [
         (&cert[..], "--tls-cert: certificates and keys do not go together: 1 and 0"),
@@ -305,6 +308,10 @@ fn files_of_tls_are_said_with_their_flags() {
         ),
         (&[&cert[..], &["--tls-key", "directory"]].concat(), "--tls-key: directory: it is a directory"),
         (&[&cert[..], &["--tls-key", "none.key"]].concat(), "--tls-key: none.key: it cannot be read: No such file"),
+        (
+            &["--tls-certificate", "chain.pem:a.key"],
+            "--tls-certificate: chain.pem: certificate 2 of 2 in it cannot be read",
+        ),
         (&["--tls-certificate", "a.pem:a.pem"], "--tls-certificate: a.pem: there is no private key in it"),
         (
             &[&cert[..], &["--tls-key", "a.key", "--tls-client-ca", "b.key"]].concat(),

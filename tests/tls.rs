@@ -298,6 +298,12 @@ fn a_reload_changes_certificates_and_sessions_go_on(backend: &str) {
     assert_eq!(server.status()["tls_resumed"], 1);
 }
 
+/// The file of a chain whose second certificate was cut within.
+fn with_broken_issuer(pair: &Pair) -> String {
+    let lines: Vec<&str> = pair.certificate_pem.lines().collect();
+    format!("{}\n{}\n{}\n{}\n", lines.join("\n"), lines[0], lines[1], lines[lines.len() - 1])
+}
+
 fn a_reload_with_a_wrong_file_changes_nothing(backend: &str) {
     let (folder, pair, other) = (folder(), Pair::of(&["a.test"]), Pair::of(&["a.test"]));
     let server = start(backend, &flags(folder.path(), &[("a", &pair)]), &[]);
@@ -312,6 +318,10 @@ fn a_reload_with_a_wrong_file_changes_nothing(backend: &str) {
         (Box::new(|| std::fs::create_dir(path("a.key")).unwrap()), "a.key: it is a directory"),
         (Box::new(|| std::fs::write(path("a.pem"), "nonsense").unwrap()), "a.pem: there is no certificate in it"),
         (Box::new(|| std::fs::remove_file(path("a.pem")).unwrap()), "a.pem: it cannot be read"),
+        (
+            Box::new(|| std::fs::write(path("a.pem"), with_broken_issuer(&pair)).unwrap()),
+            "a.pem: certificate 2 of 2 in it cannot be read",
+        ),
     ] {
         break_it();
         server.signal("HUP");

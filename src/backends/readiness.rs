@@ -364,7 +364,9 @@ impl Readiness {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
         debug_assert!(socket.is(CLOSING), "only what was closed ends");
         let expects_no_input = socket.flags & (EXPECTS_NO_INPUT | READABLE) == EXPECTS_NO_INPUT;
-        match socket.facts().next(|| expects_no_input) {
+        // What came since the kernel was asked last, it does not tell before the next wait.
+        let is_read = || self.reading.has_read(socket) || !system::has_unread_input(&socket.descriptor);
+        match socket.facts().next(|| expects_no_input && is_read()) {
             Step::Wait => {}
             Step::Linger => {
                 if !socket.is(SHUT) {

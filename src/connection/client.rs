@@ -306,7 +306,7 @@ impl<B: Backend> Loop<B> {
             // Its request is answered: a second answer would be taken for that of the next one.
             _ if skips => self.close_client(sock, How::Flushed),
             true => self.refuse_late(sock),
-            false => self.close_answered(sock),
+            false => self.close_answered(sock, false),
         }
     }
 
@@ -328,7 +328,7 @@ impl<B: Backend> Loop<B> {
         if waits {
             self.work.push_back(Task::Resume(sock));
         } else if over {
-            self.close_answered(sock);
+            self.close_answered(sock, false);
         } else {
             self.backend.recv(sock, Size::Small);
         }

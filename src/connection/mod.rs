@@ -67,7 +67,17 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Closes a client's connection, whose exchange has ended. Of one that closes already, what is left of a whole answer is cut.
+    ///
+    /// A client that is told something may still be sending, whose bytes must not reset that. The half-close says to the backend that it is
+    /// worth waiting for, although nothing of it waits to be read now.
     pub fn close_client(&mut self, sock: Sock, how: How) {
+        if how == How::Flushed {
+            self.finish_sending(sock);
+        }
+        self.end_client(sock, how);
+    }
+
+    fn end_client(&mut self, sock: Sock, how: How) {
         let Some(client) = self.table.client(sock) else { return };
         if client.state == State::Closing {
             let looks_whole = client.http.ends_with_connection() && self.unsent(sock) > 0;
@@ -90,15 +100,17 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Closes a connection whose last request is answered. With a receive armed the backend expects no more input, and spares
-    /// the linger, unless bytes are here that nobody has read, or a client that still reads may send some: one that begins its next request behind
-    /// an answer that promised to go on, as a drain ends the connection, or the word of TLS that it has finished.
-    pub fn close_answered(&mut self, sock: Sock) {
-        let may_go_on = (self.accepting.draining || self.sends_away() || self.is_secure(sock)) && self.unsent(sock) > 0;
+    /// the linger, unless bytes are here that nobody has read, or a client that still reads may send some: one that begins its next request, where
+    /// it `may_go_on` by its last, or behind an answer that promised so, as a drain ends the connection, or the word of TLS that it has finished.
+    pub fn close_answered(&mut self, sock: Sock, may_go_on: bool) {
+        let sent_away = self.accepting.draining || self.sends_away() || self.is_secure(sock);
+        let may_go_on = may_go_on || (sent_away && self.unsent(sock) > 0);
         let Some(client) = self.table.client(sock) else { return };
-        if client.input.is_none() && client.body.is_none() && !may_go_on {
-            self.backend.recv(sock, Size::Small);
+        if may_go_on || client.input.is_some() || client.body.is_some() {
+            return self.close_client(sock, How::Flushed);
         }
-        self.close_client(sock, How::Flushed);
+        self.backend.recv(sock, Size::Small);
+        self.end_client(sock, How::Flushed);
     }
 
     /// The backend is done with a socket: the entry is free.

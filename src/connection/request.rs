@@ -129,7 +129,7 @@ impl<B: Backend> Loop<B> {
         client.requested = true;
         client.http = Http1::new(request);
         if request.framing != Framing::None {
-            client.body = RequestBody::new(request.framing);
+            client.body = RequestBody::behind(&self.heads.fields, request.framing);
         }
         let stream = Stream { connection: sock, id: 0 };
         let admin = client.admin;
@@ -203,12 +203,7 @@ impl<B: Backend> Loop<B> {
         }
         input.advance(request.len);
         if !self.keeps_alive(request) {
-            // A client that did not ask for the end may have begun its next request: its bytes must not reset the answer.
-            if input.is_empty() && request.framing == Framing::None && !request.keep_alive {
-                self.close_answered(sock);
-            } else {
-                self.close_client(sock, How::Flushed);
-            }
+            self.close_answered(sock, request.keep_alive || !input.is_empty());
             return Step::Stop;
         }
         self.become_state(sock, State::ReadingRequest);

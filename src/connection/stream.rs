@@ -120,13 +120,8 @@ impl<B: Backend> Loop<B> {
         if http.keep_alive {
             self.become_state(connection, State::ReadingRequest);
             self.await_request(connection);
-        } else if client.body.is_none() && !http.may_go_on {
-            self.close_answered(connection);
         } else {
-            // The client is still sending, or may have begun the next request: its bytes must not reset the answer. The half-close says
-            // to the backend that the peer is worth waiting for, although nothing of it waits to be read now.
-            self.finish_sending(connection);
-            self.close_client(connection, How::Flushed);
+            self.close_answered(connection, http.may_go_on);
         }
     }
 

@@ -275,7 +275,7 @@ impl<B: Backend> Loop<B> {
         let Some(index) = idle else { return found };
         let sock = self.table.at(index);
         self.count().idle_closed.add(1);
-        self.close_answered(sock);
+        self.close_answered(sock, false);
         Idle::Closed
     }
 
@@ -356,7 +356,7 @@ impl<B: Backend> Loop<B> {
     /// In a stop: closes a connection between two requests, at once, or in a handover when none is on its way.
     pub fn drain_idle(&mut self, sock: Sock) {
         if self.sends_away() {
-            self.close_answered(sock);
+            self.close_answered(sock, false);
         } else if self.table.client(sock).is_some_and(|client| !client.behind) {
             self.arm(sock, self.patience(self.apps.settings.timeouts.idle));
         }

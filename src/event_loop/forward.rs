@@ -294,7 +294,8 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return };
         (client.entrance.pass, client.entrance.stalled) = (Pass::Fresh, false);
         let Some(mut input) = client.input.take() else { return };
-        let Ok(Some(request)) = head::request(&input, &self.heads.limits, &mut Fields::default()) else {
+        let mut fields = Fields::default();
+        let Ok(Some(request)) = head::request(&input, &self.heads.limits, &mut fields) else {
             // The limits of heads have changed meanwhile: where the next request begins is not known.
             client.http.keep_alive = false;
             return;
@@ -303,7 +304,7 @@ impl<B: Backend> Loop<B> {
         exchange.request.method = request.method;
         (exchange.request.head, exchange.request.shown) = (Some(self.memory.pool.heap(head)), None);
         input.advance(request.len);
-        client.body = RequestBody::new(request.framing);
+        client.body = RequestBody::behind(&fields, request.framing);
         if let Some(body) = &mut client.body {
             while let Ok(true) = body.skip(&mut input) {}
             if body.reader.is_done() {

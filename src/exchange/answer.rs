@@ -91,7 +91,7 @@ impl<B: Backend> Loop<B> {
         exchange.request.release(self.access.enabled());
         let answer = &mut exchange.answer;
         answer.status = response.status;
-        answer.reader = Reader::new(response.framing);
+        answer.reader = Reader::behind(&self.heads.fields, response.framing);
         answer.stream = response.event_stream || response.unbuffered;
         answer.reuse = Reuse::after(response);
         let coded;

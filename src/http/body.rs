@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 
+use super::fields::list_items;
 use super::names::{Kind, Kinds, classify, is_token};
 use super::{Refusal, bad};
 use crate::buffers::block::{Scratch, Writer};
@@ -35,9 +36,11 @@ pub struct Chunked {
     digits: u8,
     /// Bytes of the current size line.
     line: u16,
+    /// How many bytes of `trailers` are the names of fields that do not pass, before those that have come.
+    nominated: u32,
     /// Bytes besides the data that may still come.
     overhead_left: u64,
-    /// The trailer section: raw while it arrives, filtered once the body is whole.
+    /// The trailer section: raw while it arrives, behind the names that do not pass; filtered once the body is whole.
     pub(super) trailers: Vec<u8>,
 }
 
@@ -111,6 +114,7 @@ impl Default for Chunked {
             left: 0,
             digits: 0,
             line: 0,
+            nominated: 0,
             overhead_left: FREE_OVERHEAD,
             trailers: Vec::new(),
         }
@@ -121,6 +125,15 @@ impl Chunked {
     /// A decoder at the begin of a body.
     pub fn new() -> Chunked {
         Chunked::default()
+    }
+
+    /// Before anything has come: has the fields of these names, which are separated by commas, not pass in the trailer section either, for
+    /// the head's `Connection` says that they are for its connection alone (RFC 9110 §7.6.1).
+    #[cold]
+    pub fn nominate(&mut self, names: &[u8]) {
+        debug_assert!(self.trailers.is_empty(), "names come before the body");
+        self.nominated = names.len() as u32;
+        self.trailers.extend_from_slice(names);
     }
 
     /// Whether the body is whole.
@@ -347,7 +360,7 @@ impl Chunked {
             (State::LastLf, b'\n') => return self.filter_trailers().map(|()| State::Done),
             _ => {}
         }
-        if self.trailers.len() >= MOST_TRAILER_BYTES {
+        if self.trailers.len() >= MOST_TRAILER_BYTES + self.nominated as usize {
             return Err(bad("RFC 9112 §7.1.2", "a trailer section that is too large"));
         }
         self.trailers.push(byte);
@@ -363,16 +376,21 @@ impl Chunked {
 
     /// Keeps the lines that may be passed on.
     fn filter_trailers(&mut self) -> Result<(), Refusal> {
-        if self.trailers.is_empty() {
+        let nominated = self.nominated as usize;
+        let mut raw = std::mem::take(&mut self.trailers);
+        if raw.len() == nominated {
             return Ok(());
         }
-        let mut raw = std::mem::take(&mut self.trailers);
         raw.extend_from_slice(b"\r\n");
+        let (nominated, section) = raw.split_at(nominated);
         let mut headers = [httparse::EMPTY_HEADER; MOST_TRAILERS];
-        let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(&raw, &mut headers) else {
+        let Ok(httparse::Status::Complete((_, headers))) = httparse::parse_headers(section, &mut headers) else {
             return Err(bad("RFC 9112 §7.1.2", "a malformed trailer section"));
         };
-        for header in headers.iter().filter(|header| trailer_may_pass(header.name.as_bytes())) {
+        let may_pass = |name: &[u8]| {
+            trailer_may_pass(name) && !list_items(nominated).any(|nominated| nominated.eq_ignore_ascii_case(name))
+        };
+        for header in headers.iter().filter(|header| may_pass(header.name.as_bytes())) {
             for part in [header.name.as_bytes(), b": ", header.value, b"\r\n"] {
                 self.trailers.extend_from_slice(part);
             }
@@ -690,6 +708,26 @@ mod tests {
                 }
             }
             assert_eq!((data, chunked.is_done()), (3, true), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn fields_of_one_connection_are_none_of_the_trailers() {
+        for step in [DECODE, RELAY] {
+            for (section, passed) in
+                [("", ""), ("X-Hop: 1\r\n", ""), ("A: 1\r\nx-hop: 2\r\nX-Hopper: 3\r\n", "A: 1\r\nX-Hopper: 3\r\n")]
+            {
+                let mut chunked = Chunked::new();
+                chunked.nominate(b",te,X-Hop");
+                let wire = format!("1\r\na\r\n0\r\n{section}\r\n");
+                let mut rest = wire.as_bytes();
+                while !rest.is_empty() {
+                    let (consumed, ..) = step(&mut chunked, rest).unwrap();
+                    assert!(chunked.trailers().is_empty() || consumed == rest.len());
+                    rest = &rest[consumed..];
+                }
+                assert_eq!((chunked.trailers(), chunked.is_done()), (passed.as_bytes(), true));
+            }
         }
     }
 

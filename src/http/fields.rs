@@ -34,6 +34,8 @@ pub struct Fields {
     /// Room for httparse's view of a head with many lines, always empty between two heads. Kept: a head that arrives in pieces is
     /// looked at again and again.
     spare: Vec<httparse::Header<'static>>,
+    /// What `Connection` names in the last head that names something, each behind a comma.
+    nominated: Vec<u8>,
     /// The host that was found legal last: nearly all requests of a server name the same.
     legal_host: Vec<u8>,
 }
@@ -129,6 +131,12 @@ impl Fields {
     #[inline]
     pub fn present(&self) -> Kinds {
         self.present
+    }
+
+    /// The names that `Connection` makes the fields of this connection alone, separated by commas.
+    #[inline]
+    pub(crate) fn nominated(&self) -> &[u8] {
+        if self.present.has(Kind::Nominated) { &self.nominated } else { b"" }
     }
 
     /// Whether that host was found legal just before.
@@ -297,6 +305,8 @@ impl Fields {
     #[cold]
     pub(crate) fn nominate(&mut self, bytes: &[u8]) -> Result<(), Refusal> {
         let mut options = 0;
+        self.nominated.clear();
+        self.present.insert(Kind::Nominated);
         for index in 0..self.list.len() {
             if self.list[index].kind != Kind::Connection {
                 continue;
@@ -306,6 +316,8 @@ impl Fields {
                 if options > MOST_OPTIONS {
                     return Err(bad("RFC 9110 §7.6.1", "too many connection options"));
                 }
+                self.nominated.push(b',');
+                self.nominated.extend_from_slice(option);
                 self.nominate_one(bytes, option);
             }
         }
@@ -316,7 +328,6 @@ impl Fields {
         for field in &mut self.list {
             if NOMINABLE.has(field.kind) && field.name.of(bytes).eq_ignore_ascii_case(option) {
                 field.kind = Kind::Nominated;
-                self.present.insert(Kind::Nominated);
             }
         }
     }

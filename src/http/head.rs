@@ -141,7 +141,8 @@ pub struct Response {
     /// How the body ends.
     pub framing: Framing,
     /// Whether the fields announce a body, by a length above zero or a transfer coding, that must not come: the answer is to HEAD,
-    /// or has a status without a body (RFC 9110 §6.4.1). Bytes behind the head are then most likely that body.
+    /// or has a status without a body (RFC 9110 §6.4.1). So they do by saying nothing of it in an answer to HEAD: the worker's framing of
+    /// such a body is the connection's end (RFC 9112 §6.3). Bytes behind the head are then most likely that body.
     pub announces_body: bool,
     /// Whether the worker's connection may be used again after this answer.
     pub keep_alive: bool,
@@ -284,7 +285,7 @@ fn answer(
         status_line_reason: line.reason,
         version: line.version,
         framing,
-        announces_body: framing == Framing::None && seen.body.is_announced(),
+        announces_body: framing == Framing::None && seen.body.is_announced(line.status),
         keep_alive: persists && framing != Framing::UntilClose && line.status != 101,
         keep_alive_timeout: seen.keep_alive_timeout,
         event_stream: seen.event_stream,

@@ -96,13 +96,17 @@ fn binary(bytes: &[u8]) -> Result<Option<Header>, Malformed> {
     let Some((fixed, rest)) = bytes.split_first_chunk::<FIXED>() else { return Ok(None) };
     let (command, family) = (fixed[12], fixed[13]);
     let behind = usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
-    let known = matches!(command, 0x20 | 0x21) && family >> 4 <= 3 && family & 15 <= 2;
-    if !known || behind > MOST_BEHIND {
+    let own = command == 0x20;
+    let known = family >> 4 <= 3 && family & 15 <= 2;
+    if !(own || (command == 0x21 && known)) || behind > MOST_BEHIND {
         return Err(Malformed);
     }
     let Some(rest) = rest.get(..behind) else { return Ok(None) };
-    let own = command == 0x20;
     let header = Header { len: FIXED + behind, own, addresses: None, tls: false };
+    if !known {
+        // The family of a connection of the balancer's own is ignored (2.2), and where its extensions begin is not known.
+        return Ok(Some(header));
+    }
     let room = match family >> 4 {
         1 => 12,
         2 => 36,

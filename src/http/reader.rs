@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::rc::Rc;
 
 use super::body::Chunked;
+use super::fields::Fields;
 use super::route::Edits;
 use super::{Framing, Refusal};
 use crate::buffers::block::Block;
@@ -34,6 +35,16 @@ impl Reader {
             Framing::Chunked => Reader::Chunked(Chunked::new(), false),
             Framing::UntilClose => Reader::UntilClose,
         }
+    }
+
+    /// The same, behind a head with those fields: those that it declares to be for its connection alone do not come in a trailer either.
+    #[inline]
+    pub fn behind(fields: &Fields, framing: Framing) -> Reader {
+        let mut reader = Reader::new(framing);
+        if let (Reader::Chunked(chunked, _), [_, ..]) = (&mut reader, fields.nominated()) {
+            chunked.nominate(fields.nominated());
+        }
+        reader
     }
 
     /// Whether the body is whole.
@@ -119,9 +130,9 @@ pub struct RequestBody {
 }
 
 impl RequestBody {
-    /// One that is framed so; `None` when nothing of it is to come.
-    pub fn new(framing: Framing) -> Option<Box<RequestBody>> {
-        let reader = Reader::new(framing);
+    /// One that is framed so, behind a head with those fields; `None` when nothing of it is to come.
+    pub fn behind(fields: &Fields, framing: Framing) -> Option<Box<RequestBody>> {
+        let reader = Reader::behind(fields, framing);
         (!reader.is_done()).then(|| Box::new(RequestBody { reader, edits: None, skip: None }))
     }
 

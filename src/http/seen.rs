@@ -232,9 +232,10 @@ impl Body {
         Ok(())
     }
 
-    /// Whether there is a body by what the fields say: a length above zero, or a transfer coding.
-    pub fn is_announced(&self) -> bool {
-        self.length > 0 || self.encodings > 0
+    /// Whether there is a body by what the fields say, although none may come in an answer with that status or to that method: a length above
+    /// zero, a transfer coding, or nothing where it was HEAD that asked. To GET, that would be a body that ends with the connection.
+    pub fn is_announced(&self, status: u16) -> bool {
+        self.length > 0 || self.encodings > 0 || (self.lengths == 0 && may_have_body(status))
     }
 
     /// What holds for both directions: at most one length, and not beside a transfer coding.
@@ -271,7 +272,7 @@ impl Body {
     /// The framing of an answer with that version and status to a request with the method `to`.
     pub fn framing_of_response(&self, version: Version, status: u16, to: Method) -> Result<Framing, Refusal> {
         self.check_framing(version)?;
-        if to == Method::Head || matches!(status, 100..=199 | 204 | 304) {
+        if to == Method::Head || !may_have_body(status) {
             return Ok(Framing::None);
         }
         Ok(match (self.coding, self.lengths) {
@@ -280,6 +281,11 @@ impl Body {
             _ => Framing::Length(self.length),
         })
     }
+}
+
+/// Whether an answer with that status may have a body (RFC 9110 §6.4.1).
+fn may_have_body(status: u16) -> bool {
+    !matches!(status, 100..=199 | 204 | 304)
 }
 
 /// Digits and nothing else, and not more than a signed 64-bit number holds: some readers behind us have no more.

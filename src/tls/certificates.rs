@@ -94,8 +94,14 @@ impl Loaded {
     /// Reads a pair of files, whose certificate need not hold any more.
     pub fn read(chain: &Path, key: &Path, provider: &CryptoProvider) -> Result<Loaded, Failure> {
         let certificates = certificates(chain)?;
-        let facts = certificates.first().and_then(|first| der::facts(first));
-        let facts = facts.ok_or_else(|| Failure::new(chain, "its first certificate cannot be read", ""))?;
+        let unread = |number: usize| {
+            let what = format!("certificate {number} of {} in it cannot be read", certificates.len());
+            Failure::new(chain, what, "clients are shown all of them, and take none where one is broken")
+        };
+        if let Some(broken) = certificates.iter().position(|certificate| !der::is_certificate(certificate)) {
+            return Err(unread(broken + 1));
+        }
+        let facts = certificates.first().and_then(|first| der::facts(first)).ok_or_else(|| unread(1))?;
         let text = contents(key)?;
         let secret = PrivateKeyDer::from_pem_slice(&text).map_err(|_| {
             let hint = "expected a key that is not encrypted, in PEM: PKCS#8 (`BEGIN PRIVATE KEY`), SEC1 (`BEGIN EC PRIVATE KEY`) or \

@@ -18,6 +18,7 @@ const SEQUENCE: u8 = 0x30;
 const SET: u8 = 0x31;
 const BOOLEAN: u8 = 0x01;
 const INTEGER: u8 = 0x02;
+const BITS: u8 = 0x03;
 const OCTETS: u8 = 0x04;
 const OBJECT: u8 = 0x06;
 const UTC_TIME: u8 = 0x17;
@@ -67,6 +68,18 @@ pub fn facts(certificate: &[u8]) -> Option<Facts> {
     let (_, _, rest) = element(rest)?;
     let names = extensions(rest).map(alternative_names).unwrap_or_default();
     Some(Facts { names, subject: name(subject), not_before, not_after: time(kind, not_after)? })
+}
+
+/// Whether all of these bytes are a certificate by its form: what is signed, by which algorithm, and the signature.
+pub fn is_certificate(bytes: &[u8]) -> bool {
+    let parts = || {
+        let (parts, behind) = expect(bytes, SEQUENCE)?;
+        let (_, rest) = expect(parts, SEQUENCE)?;
+        let (_, rest) = expect(rest, SEQUENCE)?;
+        let (_, rest) = expect(rest, BITS)?;
+        Some(behind.is_empty() && rest.is_empty())
+    };
+    parts().unwrap_or_default()
 }
 
 /// What is signed of a certificate, behind the version.
@@ -408,6 +421,21 @@ mod tests {
             assert_eq!(name(&whole), hexadecimal(&whole), "{rest:02x?}");
         }
         assert_eq!(dotted(&[0x2a, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0x7f]), None);
+    }
+
+    #[test]
+    fn a_certificate_is_whole_and_nothing_is_behind_it() {
+        let (part, signature) = (der(SEQUENCE, b""), der(BITS, b"\0\x01"));
+        let whole = der(SEQUENCE, &[part.clone(), part.clone(), signature.clone()].concat());
+        assert!(is_certificate(&whole));
+        for end in 0..whole.len() {
+            assert!(!is_certificate(&whole[..end]), "{end} bytes of it");
+        }
+        assert!(!is_certificate(&[&whole[..], b"\0"].concat()));
+        for parts in [vec![], vec![&part, &part], vec![&part, &signature], vec![&part, &part, &signature, &part]] {
+            let parts: Vec<u8> = parts.into_iter().flatten().copied().collect();
+            assert!(!is_certificate(&der(SEQUENCE, &parts)), "{parts:02x?}");
+        }
     }
 
     #[test]

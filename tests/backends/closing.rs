@@ -243,6 +243,21 @@ pub fn finish_and_flushed_linger_though_a_receive_is_armed<B: Backend>() {
     refuse_a_sender::<B>(true);
 }
 
+/// It came since the last look at a receive that is armed, and before the close.
+pub fn input_that_came_unseen_resets_nothing<B: Backend>() {
+    let mut rig = Rig::<B>::new();
+    let (mut stream, sock) = rig.tcp_pair();
+    rig.recv(sock);
+    rig.expect_silence();
+    stream.write_all(b"more").unwrap();
+    rig.send(sock, &pattern(0, 300));
+    rig.close(sock, How::Flushed);
+    let peer = thread::spawn(move || read_pattern(stream, 300));
+    rig.expect_close(sock);
+    peer.join().unwrap();
+    rig.finish();
+}
+
 fn short_linger() -> Options {
     Options { linger: Duration::from_millis(200), ..options() }
 }

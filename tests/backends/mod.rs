@@ -80,6 +80,7 @@ macro_rules! conformance {
                 the_last_bytes_share_the_segment_of_the_fin
                 flushed_lingers_for_a_peer_that_still_sends
                 finish_and_flushed_linger_though_a_receive_is_armed
+                input_that_came_unseen_resets_nothing
                 lingering_ends_when_its_time_is_over
                 flushed_to_a_peer_that_never_reads_ends
                 a_steady_slow_reader_outlives_the_stall_time

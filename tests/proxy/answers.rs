@@ -14,6 +14,7 @@ on_every_backend_and_tls! {
     heads_above_a_limit_say_which_and_the_flags_raise_it
     surplus_bytes_end_the_workers_connection
     late_surplus_bytes_never_meet_the_next_request
+    a_head_that_tells_no_length_ends_the_workers_connection
     a_worker_that_ends_without_an_answer_is_a_502
     cut_bodies_never_look_whole
     broken_chunks_never_look_whole
@@ -184,6 +185,29 @@ fn late_surplus_bytes_never_meet_the_next_request(backend: &str) {
     for round in 0..2 {
         assert_eq!(client.ask(GET).text(), "first");
         worker.expect_closed(round);
+    }
+}
+
+/// The body that its client must not get may come at any time, until the connection ends.
+fn a_head_that_tells_no_length_ends_the_workers_connection(backend: &str) {
+    for (said, kept) in [
+        ("HTTP/1.1 200 OK\r\n\r\n", false),
+        ("HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\n\r\n", false),
+        ("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", true),
+        ("HTTP/1.1 304 Not Modified\r\n\r\n", true),
+    ] {
+        let worker = Worker::saying(said);
+        let server = Server::before(backend, &worker.url, &[]);
+        let mut client = Client::of(&server);
+        for round in 0..2 {
+            client.send("HEAD / HTTP/1.1\r\nHost: test\r\n\r\n");
+            let answer = client.next_answer(true);
+            assert_eq!(answer.status, said[9..12].parse::<u16>().unwrap());
+            if !kept {
+                worker.expect_closed(round);
+            }
+        }
+        assert_eq!(worker.records().len(), if kept { 1 } else { 2 }, "{said}");
     }
 }
 
@@ -370,8 +394,8 @@ fn chunks_are_taken_off_for_old_clients(backend: &str) {
 
 fn chunked_answers_keep_their_trailers(backend: &str) {
     let worker = Worker::saying(
-        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\n\r\n\
-         0005;a=b\r\nhello\r\n000;last\r\nX-Sum: 42\r\nContent-Length: 3\r\nSet-Cookie: evil=1\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nTrailer: X-Sum\r\nConnection: X-Hop\r\n\r\n\
+         0005;a=b\r\nhello\r\n000;last\r\nX-Sum: 42\r\nContent-Length: 3\r\nSet-Cookie: evil=1\r\nX-Hop: evil\r\n\r\n",
     );
     let server = Server::before(backend, &worker.url, &[]);
     let mut client = Client::of(&server);
@@ -384,6 +408,7 @@ fn chunked_answers_keep_their_trailers(backend: &str) {
             "{}",
             answer.trailers
         );
+        assert!(!answer.trailers.contains("evil"), "{}", answer.trailers);
     }
     assert_eq!(worker.records().len(), 1);
 }

@@ -12,6 +12,7 @@ on_every_backend_and_tls! {
     a_body_that_breaks_behind_an_early_answer_ends_it
     trailers_that_would_mislead_are_dropped
     a_refused_client_that_still_sends_reads_the_refusal
+    a_client_that_is_watched_reads_its_refusal_and_may_go_on
     a_slow_head_is_refused
     a_slow_body_is_refused
     a_body_found_too_large_at_its_end_closes
@@ -312,9 +313,12 @@ fn trailers_that_would_mislead_are_dropped(backend: &str) {
     let server = Server::before(backend, &worker.url, &[]);
     let dropped =
         ["Content-Length: 3", "Transfer-Encoding: chunked", "Host: evil", "Authorization: evil", "Cookie: a=b"];
-    let trailers = format!("{}\r\nX-Checksum: 7\r\n", dropped.join("\r\n"));
-    let request =
-        post("Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\n", &format!("2\r\nab\r\n0\r\n{trailers}\r\n"));
+    // What is for this connection alone is so in a trailer, too (RFC 9110 §7.6.1).
+    let trailers = format!("{}\r\nX-Checksum: 7\r\nx-hop: evil\r\n", dropped.join("\r\n"));
+    let request = post(
+        "Transfer-Encoding: chunked\r\nTrailer: X-Checksum\r\nConnection: TE, X-Hop\r\n",
+        &format!("2\r\nab\r\n0\r\n{trailers}\r\n"),
+    );
     let answer = Client::of(&server).ask(&request);
     assert_eq!(answer.status, 200);
     let body = answer.text();
@@ -347,6 +351,31 @@ fn a_refused_client_that_still_sends_reads_the_refusal(backend: &str) {
         let answer = client.answer();
         assert_eq!(answer.status, status);
         client.expect_end();
+    }
+}
+
+/// What comes behind the refusal is waited for, whether or not the server was listening for it already.
+fn a_client_that_is_watched_reads_its_refusal_and_may_go_on(backend: &str) {
+    let worker = Worker::echo();
+    let server = Server::before(backend, &worker.url, &["--header-timeout", "300ms"]);
+    let refused = get("Content-Length: 3000\r\nX : y\r\n");
+    let cases = [
+        // Its client is watched while the first is answered.
+        (400, format!("{}{refused}", get(""))),
+        (408, "GET / HTTP/1.1\r\nHost: te".to_owned()),
+        (408, format!("{}GET / HT", get(""))),
+    ];
+    for (status, sent) in cases {
+        let mut client = Client::of(&server);
+        client.send(&sent);
+        if sent.starts_with(&get("")) {
+            assert_eq!(client.answer().status, 200);
+        }
+        expect_refusal(&mut client, status, &sent);
+        for _ in 0..3 {
+            assert!(client.try_send(&[b'x'; 1000]), "{sent}: the connection was reset");
+        }
+        client.finish();
     }
 }
 

@@ -36,6 +36,11 @@ impl Reading {
         self.turn.wrapping_sub(1)
     }
 
+    /// Whether a socket has received in this turn.
+    pub(super) fn has_read(&self, socket: &Socket) -> bool {
+        socket.turn == self.turn
+    }
+
     /// Goes on to the next turn: with those that are left of the last one, those that were put off, and as many parked ones as there are
     /// blocks for.
     pub(super) fn begin_turn(&mut self, pool: &Pool) {

@@ -445,10 +445,19 @@ pub(super) fn short_is_all(_socket: &Option<OwnedFd>) -> bool {
 
 #[cfg(not(target_os = "linux"))]
 pub(super) fn short_is_all(socket: &Option<OwnedFd>) -> bool {
+    unread_input(socket) == Some(0)
+}
+
+/// Whether received bytes lie in the kernel that nobody has read.
+pub(super) fn has_unread_input(socket: &Option<OwnedFd>) -> bool {
+    unread_input(socket).is_some_and(|bytes| bytes > 0)
+}
+
+fn unread_input(socket: &Option<OwnedFd>) -> Option<libc::c_int> {
     let mut bytes: libc::c_int = 0;
     // SAFETY: FIONREAD writes one int, which outlives the call.
     let result = unsafe { libc::ioctl(borrow(socket).as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
-    result == 0 && bytes == 0
+    (result == 0).then_some(bytes)
 }
 
 /// Whether every wait tells of a listener as long as it has connections, and not only when one comes.

@@ -95,6 +95,9 @@ fn the_header_of_version_2() {
         (0x20, 0x00, &b""[..]),
         (0x20, 0x11, b"short"),
         (0x20, 0x00, b"odd"),
+        (0x20, 0x41, b""),
+        (0x20, 0x13, &[CRC32C, 0, 4, 0, 0, 0, 0]),
+        (0x20, 0xff, b"of a family to come"),
         (0x21, 0x00, b"odd"),
         (0x21, 0x31, &[0; 216]),
     ] {
