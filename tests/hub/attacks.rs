@@ -12,6 +12,7 @@ use crate::support::{Client, PROGRAM, Server, Worker, fields, on_every_backend_a
 
 on_every_backend_and_tls! {
     a_poll_is_told_what_is_missing
+    who_listens_leaves_place_for_publishers
     who_says_an_id_of_the_future_makes_nobody_deaf
     an_app_that_is_added_is_asked_of_all
     a_poll_that_is_answered_at_once_leaves_nothing
@@ -45,6 +46,25 @@ fn a_poll_is_told_what_is_missing(backend: &str) {
     assert_eq!(document["messages"][99]["id"], last);
     assert_eq!(poll("0000000000001:5")["gaps"].as_array().unwrap().len(), 1);
     assert_eq!(poll("x")["gaps"].as_array().unwrap().len(), 1);
+}
+
+fn who_listens_leaves_place_for_publishers(backend: &str) {
+    let keys = "most_topics = 8\nhistory = { count = 10, bytes = '1MiB', age = '1s' }";
+    let (server, _folder) = hub_of(backend, keys, &[]);
+    let mut publisher = server.client();
+    (0..8).for_each(|number| drop(notify(&mut publisher, &json!({"topic": format!("old{number}"), "data": 1}))));
+    // Those that are old make place for six, and no more: the rest is for who publishes.
+    let mut sockets = Vec::new();
+    let mut listen = || {
+        let mut client = server.client();
+        client.send(request(&format!("/api/v1/listen?topic=new{}", sockets.len()), ""));
+        let is_in = client.head().unwrap().starts_with("HTTP/1.1 101 ");
+        sockets.extend(is_in.then_some(client));
+        sockets.len()
+    };
+    until("there is place", || listen() == 6);
+    (0..3).for_each(|_| assert_eq!(listen(), 6));
+    notify(&mut publisher, &json!({"topic": "fresh", "data": 1}));
 }
 
 fn a_poll_that_is_answered_at_once_leaves_nothing(backend: &str) {
