@@ -191,7 +191,7 @@ impl<B: Backend> Loop<B> {
             format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.target.path.of(input))).into_bytes();
         for field in self.heads.fields.iter() {
             let name = field.name.of(input);
-            let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
+            let handshake = name.get(..14).is_some_and(|start| is_same_to_apps(start, b"Sec-WebSocket-"));
             // What it answers is read here, and not by the client.
             let is_own = is_same_to_apps(name, b"Accept-Encoding") || dialect.has_own(name);
             let is_own = is_own || self.apps.routes.is_told(name);
