@@ -398,7 +398,11 @@ impl<B: Backend> Loop<B> {
         if (response.busy || response.draining) && may_retry {
             return self.retry(key, RetryReason::Declined);
         }
-        if !is_whole(&input, response) {
+        let Some(is_here) = is_whole(&input, response) else {
+            let reason = "the answer to an event of a hub is broken";
+            return self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
+        };
+        if !is_here {
             if response.framing == Framing::UntilClose || input.len() >= LONGEST_ANSWER {
                 let reason = "the answer to an event of a hub is too long, or does not tell its length";
                 return self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
