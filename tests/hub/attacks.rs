@@ -12,6 +12,7 @@ use crate::support::{Client, PROGRAM, Server, Worker, fields, on_every_backend_a
 
 on_every_backend_and_tls! {
     a_poll_is_told_what_is_missing
+    what_is_not_kept_is_told_to_nobody
     who_listens_leaves_place_for_publishers
     who_says_an_id_of_the_future_makes_nobody_deaf
     an_app_that_is_added_is_asked_of_all
@@ -46,6 +47,26 @@ fn a_poll_is_told_what_is_missing(backend: &str) {
     assert_eq!(document["messages"][99]["id"], last);
     assert_eq!(poll("0000000000001:5")["gaps"].as_array().unwrap().len(), 1);
     assert_eq!(poll("x")["gaps"].as_array().unwrap().len(), 1);
+}
+
+fn what_is_not_kept_is_told_to_nobody(backend: &str) {
+    let (server, _folder) = hub_of(backend, "history = 0", &[]);
+    let mut publisher = server.client();
+    let first = notify(&mut publisher, &json!({"data": "first"}))["id"].as_str().unwrap().to_owned();
+    let last = notify(&mut publisher, &json!({"data": "missed"}))["id"].clone();
+    let target = format!("/api/v1/listen?last_event_id={first}");
+    let mut socket = Socket::told(&server, &target);
+    let gap = socket.next().json();
+    assert_eq!((&gap["type"], &gap["from"], &gap["to"]), (&json!("gap"), &json!(first), &last));
+    let document: Value = serde_json::from_str(&server.client().get(&target).text()).unwrap();
+    assert_eq!((&document["gaps"][0]["to"], &document["messages"]), (&last, &json!([])));
+    let mut listener = stream(&server, "/api/v1/listen", &format!("Last-Event-ID: {first}\r\n"));
+    assert_eq!(event(&mut listener)[1], "event: gap");
+    notify(&mut publisher, &json!({"data": "next"}));
+    assert_eq!(socket.next().json()["data"], "next");
+    assert_eq!(event(&mut listener)[1], "data: next");
+    let mut bare = Socket::open(&server, &target, "");
+    assert_eq!(bare.expect_close(), 4409);
 }
 
 fn who_listens_leaves_place_for_publishers(backend: &str) {
@@ -113,7 +134,7 @@ fn nobody_forges_what_happens_on_sockets(backend: &str) {
         kept.lock().unwrap().push((frame.to_owned(), head.to_owned()));
         Ok((JSON, b"{}".to_vec()))
     });
-    let lies = "Sec-WebSocket-Frame: text\r\nX-Socket-Id: 0-1-1\r\nx_socket_groups: admins\r\nX-Socket-Close: 1000\r\nX-Socket-Target: /lie\r\n";
+    let lies = "Sec-WebSocket-Frame: text\r\nX-Socket-Id: 0-1-1\r\nx_socket_groups: admins\r\nX-Socket-Close: 1000\r\nX-Socket-Target: /lie\r\nSec_WebSocket_Extensions: lie\r\n";
     let mut client = server.client();
     let forged = format!(
         "POST /v1/realtime HTTP/1.1\r\nHost: a\r\n{lies}Sec_WebSocket_Frame: text\r\nContent-Length: 2\r\n\r\nhi"
@@ -133,6 +154,7 @@ fn nobody_forges_what_happens_on_sockets(backend: &str) {
         ("x-socket-groups", 0),
         ("x-socket-close", 0),
         ("x-socket-target", 1),
+        ("sec-websocket-extensions", 0),
         ("accept-encoding", 0),
     ] {
         assert_eq!(fields(&head, name).len(), count, "{name}: {head}");

@@ -91,7 +91,7 @@ impl<B: Backend> Loop<B> {
             Some(wish) if served.app.is_some() => {
                 self.ask_to_open(sock, series, wish, input, request).map(|()| Some(0)).map_err(|no| self.no(&no))
             }
-            Some(wish) => self.subscribe(sock, wish, series, None).map(Some).map_err(|no| self.no(&no)),
+            Some(wish) => self.subscribe(sock, wish, series).map(Some).map_err(|no| self.no(&no)),
             None => Ok(None),
         });
         match asked {
@@ -297,7 +297,7 @@ impl<B: Backend> Loop<B> {
         for cursor in &mut subscriber.cursors {
             let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { continue };
             self.hubs.read.clear();
-            let read = local.topic.read(cursor.at, POLL_BYTES, &mut self.hubs.read);
+            let read = cursor.read(&local.topic, POLL_BYTES, &mut self.hubs.read);
             cursor.at = read.at;
             read.gap.iter().for_each(|gap| add(&mut gaps, &wire::gap(local.topic.name(), gap)));
             missing += u64::from(read.gap.is_some());
