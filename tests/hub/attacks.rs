@@ -12,6 +12,7 @@ use crate::support::{Client, PROGRAM, Server, Worker, fields, on_every_backend_a
 
 on_every_backend_and_tls! {
     a_poll_is_told_what_is_missing
+    a_poll_of_much_gets_it_in_parts
     what_is_not_kept_is_told_to_nobody
     who_listens_leaves_place_for_publishers
     who_says_an_id_of_the_future_makes_nobody_deaf
@@ -47,6 +48,29 @@ fn a_poll_is_told_what_is_missing(backend: &str) {
     assert_eq!(document["messages"][99]["id"], last);
     assert_eq!(poll("0000000000001:5")["gaps"].as_array().unwrap().len(), 1);
     assert_eq!(poll("x")["gaps"].as_array().unwrap().len(), 1);
+}
+
+fn a_poll_of_much_gets_it_in_parts(backend: &str) {
+    let (server, _folder) = hub_of(backend, "", &[]);
+    let mut publisher = server.client();
+    let topics: Vec<String> = (0..40).map(|number| format!("t{number}")).collect();
+    for (number, topic) in (0..120).zip(topics.iter().cycle()) {
+        notify(&mut publisher, &json!({"topic": topic, "data": format!("{number} {}", "x".repeat(20_000))}));
+    }
+    let query = topics.join(",");
+    let (mut last, mut got) = ("0000000000001:1".to_owned(), Vec::new());
+    while got.len() < 120 {
+        let answer = server.client().get(&format!("/api/v1/listen?topic={query}&last_event_id={last}"));
+        assert!(answer.text().len() < 300_000, "{}", answer.text().len());
+        let document: Value = serde_json::from_str(&answer.text()).unwrap();
+        last = document["last_event_id"].as_str().unwrap().to_owned();
+        let messages = document["messages"].as_array().unwrap();
+        let number = |message: &Value| message["data"].as_str().unwrap().split(' ').next().unwrap().to_owned();
+        got.extend(messages.iter().map(number));
+    }
+    got.sort_unstable();
+    got.dedup();
+    assert_eq!(got.len(), 120, "each of them came once");
 }
 
 fn what_is_not_kept_is_told_to_nobody(backend: &str) {

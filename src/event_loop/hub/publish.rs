@@ -1,6 +1,5 @@
 //! Requests to a hub: who may ask for what, a request becomes a message, and answers that are one document.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::access::scheme;
@@ -57,7 +56,7 @@ impl Exchange {
 
 /// Topics that are shown at once; `behind=NAME` asks for the next.
 const MOST_SHOWN: usize = 1000;
-/// Bytes of messages of a topic in one answer, at least as far as the first of them goes.
+/// Bytes of messages in one answer, but for the last of them. Who has not had all of them by then asks again.
 const POLL_BYTES: usize = 256 * 1024;
 
 /// What a request asks of a hub.
@@ -286,38 +285,24 @@ impl<B: Backend> Loop<B> {
 
     /// Answers a client that waits for the next messages, if there are any, or if it has waited long enough.
     pub(super) fn answer_poll(&mut self, sock: Sock, waited: bool) {
-        let Some(client) = self.table.client(sock) else { return };
-        let Some(subscriber) = &mut client.subscriber else { return };
-        let me = subscriber.number();
-        let Transport::Poll(origin) = &subscriber.transport else { return };
-        let (mut messages, mut gaps, mut count, mut missing) = (String::new(), String::new(), 0, 0);
-        let add = |list: &mut String, text: &str| {
-            let _ = write!(list, "{}{text}", if list.is_empty() { "" } else { "," });
-        };
-        for cursor in &mut subscriber.cursors {
-            let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { continue };
-            self.hubs.read.clear();
-            let read = cursor.read(&local.topic, POLL_BYTES, &mut self.hubs.read);
-            cursor.at = read.at;
-            read.gap.iter().for_each(|gap| add(&mut gaps, &wire::gap(local.topic.name(), gap)));
-            missing += u64::from(read.gap.is_some());
-            for message in self.hubs.read.iter().filter(|message| !message.is_not_for(me)) {
-                add(&mut messages, &message.envelope());
-                count += 1;
-            }
-        }
-        if count == 0 && missing == 0 && !waited {
+        let Some(Polled { document, messages, gaps }) = self.poll(sock) else { return };
+        let is_empty = messages == 0 && gaps == 0;
+        if is_empty && !waited {
             return;
         }
-        let at = subscriber.positions();
-        let document = format!("{{\"messages\":[{messages}],\"gaps\":[{gaps}],\"last_event_id\":\"{at}\"}}\n");
-        self.counters.hub_deliveries.add(count);
-        self.counters.hub_gaps.add(missing);
-        let origin = origin.as_ref().map_or_else(String::new, |origin| {
-            format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
-        });
-        let lines = format!("Content-Type: application/json\r\nCache-Control: no-store\r\n{origin}");
-        let direct = Direct::with(200, &lines, document.as_bytes());
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_ref()) else { return };
+        let Transport::Poll(origin) = &subscriber.transport else { return };
+        let origin = origin.as_deref().map_or_else(String::new, readable_by);
+        // Those who take nothing go before who asks is refused for what waits for them.
+        let direct = if is_empty || self.memory.has_room() || self.cut_slow() {
+            self.counters.hub_deliveries.add(messages);
+            self.counters.hub_gaps.add(gaps);
+            let lines = format!("Content-Type: application/json\r\nCache-Control: no-store\r\n{origin}");
+            Direct::with(200, &lines, document.as_bytes())
+        } else {
+            self.count().memory_refused.add(1);
+            self.no(&No::because(503, "the server has no memory left for answers")).with_lines(origin.as_bytes())
+        };
         let keep_alive = self.decide_keep_alive(sock);
         let Some(client) = self.table.client(sock) else { return };
         let version = client.http.version;
@@ -330,9 +315,59 @@ impl<B: Backend> Loop<B> {
         self.stream_over(Stream { connection: sock, id: 0 });
     }
 
+    /// What there is for a client that waits for the next messages. It has been told of them then.
+    fn poll(&mut self, sock: Sock) -> Option<Polled> {
+        let random = self.random() as usize;
+        let subscriber = self.table.client(sock)?.subscriber.as_mut()?;
+        let (me, topics) = (subscriber.number(), subscriber.cursors.len());
+        let (mut said, mut gaps, mut count) = (vec![Vec::new(); topics], Vec::new(), 0);
+        let mut left = POLL_BYTES;
+        // Another topic is the first each time, so that none is always behind the others where not all of them fit.
+        for (turn, at) in (0..topics).map(|turn| (turn, (turn + random % topics) % topics)) {
+            let cursor = &mut subscriber.cursors[at];
+            let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { continue };
+            if left == 0 {
+                break;
+            }
+            self.hubs.read.clear();
+            let read = cursor.read(&local.topic, left / (topics - turn), &mut self.hubs.read);
+            gaps.extend(read.gap.map(|gap| wire::gap(local.topic.name(), &gap)));
+            cursor.at = read.gap.map_or(cursor.at, |gap| gap.to);
+            for message in &self.hubs.read {
+                if left == 0 {
+                    break;
+                }
+                cursor.at = message.position();
+                if !message.is_not_for(me) {
+                    let text = message.envelope();
+                    left = left.saturating_sub(text.len());
+                    said[at].push(text);
+                    count += 1;
+                }
+            }
+            cursor.at = if left == 0 { cursor.at } else { read.at };
+        }
+        let (messages, at) = (said.concat().join(","), subscriber.positions());
+        let document =
+            format!("{{\"messages\":[{messages}],\"gaps\":[{}],\"last_event_id\":\"{at}\"}}\n", gaps.join(","));
+        Some(Polled { document, messages: count, gaps: gaps.len() as u64 })
+    }
+
     fn answer_json(&mut self, exchange: Key, status: u16, text: &str) {
         self.document_came(reply(exchange, status, text));
     }
+}
+
+/// What there is for a client that asks for one answer: as a document, and how much that has of what.
+struct Polled {
+    document: String,
+    messages: u64,
+    gaps: u64,
+}
+
+/// The lines that have a browser give an answer to a page of that origin (<https://fetch.spec.whatwg.org/#http-responses>).
+fn readable_by(origin: &[u8]) -> String {
+    format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
 }
 
 fn reply(exchange: Key, status: u16, text: &str) -> desk::Reply {
