@@ -15,6 +15,7 @@ on_every_backend_and_tls! {
     a_poll_of_much_gets_it_in_parts
     what_is_not_kept_is_told_to_nobody
     who_listens_leaves_place_for_publishers
+    pages_publish_with_a_key
     who_says_an_id_of_the_future_makes_nobody_deaf
     an_app_that_is_added_is_asked_of_all
     a_poll_that_is_answered_at_once_leaves_nothing
@@ -110,6 +111,41 @@ fn who_listens_leaves_place_for_publishers(backend: &str) {
     until("there is place", || listen() == 6);
     (0..3).for_each(|_| assert_eq!(listen(), 6));
     notify(&mut publisher, &json!({"topic": "fresh", "data": 1}));
+}
+
+fn pages_publish_with_a_key(backend: &str) {
+    let folder = crate::support::folder();
+    let (keys, file) = (folder.path().join("keys"), folder.path().join("hub.toml"));
+    // Of `secret`, by sha256sum(1).
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    std::fs::write(&keys, format!("shop:{hash}\n")).unwrap();
+    let said = format!("origins = ['https://shop.example']\nkeys = '{}'", keys.display());
+    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\n{said}\n")).unwrap();
+    let server = Server::start(backend, &["--config", file.to_str().unwrap()]);
+    let ask = |method: &str, name: &str, lines: &str, body: &str| {
+        let length = body.len();
+        let head = format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
+        let mut client = server.client();
+        client.send(format!("{head}{lines}\r\n{body}"));
+        let head = client.head().unwrap();
+        let allowed = fields(&head, "access-control-allow-origin").concat();
+        (head[9..12].to_owned(), allowed, fields(&head, "access-control-allow-methods").concat())
+    };
+    let page = "Origin: https://shop.example\r\n";
+    let key = &format!("{page}X-Api-Key: secret\r\n");
+    let origin = "https://shop.example";
+    let answer = |status: &str, methods: &str| (status.to_owned(), origin.to_owned(), methods.to_owned());
+    assert_eq!(ask("OPTIONS", "notify", page, ""), answer("204", "POST"));
+    assert_eq!(ask("OPTIONS", "listen", page, ""), answer("204", "GET"));
+    assert_eq!(ask("POST", "notify", key, r#"{"data":1}"#), answer("202", ""));
+    assert_eq!(ask("POST", "notify", key, "{"), answer("400", ""));
+    assert_eq!(ask("POST", "notify?topic=a", key, ""), answer("202", ""));
+    assert_eq!(ask("POST", "notify", page, r#"{"data":1}"#), answer("401", ""));
+    assert_eq!(ask("GET", "topics", key, ""), answer("200", ""));
+    let nobodys = |status: &str| (status.to_owned(), String::new(), String::new());
+    assert_eq!(ask("OPTIONS", "notify", "", ""), nobodys("405"));
+    assert_eq!(ask("OPTIONS", "notify", "Origin: https://other.example\r\n", ""), nobodys("403"));
+    assert_eq!(ask("OPTIONS", "notify", &format!("{page}Origin: https://other.example\r\n"), ""), nobodys("403"));
 }
 
 fn a_poll_that_is_answered_at_once_leaves_nothing(backend: &str) {

@@ -82,7 +82,10 @@ impl<B: Backend> Loop<B> {
             return Asked::Nothing;
         };
         let (served, series) = (served.clone(), *series);
-        let asked = self.read_asked(&served, sock, input, request);
+        let (page, asked) = match self.page_of(&served, sock, input, request) {
+            Ok(page) => (page, self.read_asked(&served, sock, input, request)),
+            Err(no) => (String::new(), Err(no)),
+        };
         if let Ok(Some(_)) = asked {
             self.keep_rest(sock, input, request);
         }
@@ -105,12 +108,29 @@ impl<B: Backend> Loop<B> {
                 Asked::Listens
             }
             Err(direct) => {
+                let direct = direct.with_lines(page.as_bytes());
                 self.counters.of_series(series).answered_here(direct.status());
                 let keep_alive = self.keeps_alive(request);
                 let date = &self.time.day.date;
                 Asked::Answer(Written::new(&direct, &mut self.memory.scratch, date, request, keep_alive))
             }
         }
+    }
+
+    /// The lines by which the page that asks may read its answer, where one asks and may.
+    fn page_of(&self, served: &Served, sock: Sock, input: &[u8], request: &Request) -> Result<String, Direct> {
+        let secure = matches!(self.table.role(sock), Role::Client(client) if client.arrival.secure);
+        let authority = request.authority.of(input);
+        let fields = self.heads.fields.iter().filter(|field| field.name.of(input).eq_ignore_ascii_case(b"origin"));
+        let mut origins = fields.map(|field| field.value.of(input));
+        let Some(origin) = origins.next() else { return Ok(String::new()) };
+        let may = served.settings.origins.iter().any(|known| known.admits(origin, authority, secure));
+        // No browser says two: whoever reads another one than this does would be deceived.
+        if !may || origins.next().is_some() {
+            self.count().hub_refused.add(1);
+            return Err(self.no(&No::because(403, "pages of this origin may not use this hub")));
+        }
+        Ok(readable_by(origin))
     }
 
     /// What it asks for: to listen, or else to publish; or its answer.
@@ -123,19 +143,15 @@ impl<B: Backend> Loop<B> {
     ) -> Result<Option<Wish>, Direct> {
         let path = request.target.path_bytes(input);
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let secure = matches!(self.table.role(sock), Role::Client(client) if client.arrival.secure);
-        let authority = request.authority.of(input);
-        if let Some(origin) = self.heads.fields.find_name(input, "origin")
-            && !served.settings.origins.iter().any(|known| known.admits(origin, authority, secure))
-        {
-            self.count().hub_refused.add(1);
-            return Err(self.no(&No::because(403, "pages of this origin may not use this hub")));
-        }
+        let is_of_page = self.heads.fields.find_name(input, "origin").is_some();
         let wants = match (name, request.method) {
             (b"listen", Method::Get) => {
                 return self.wish(served, input, request).map(Some).map_err(|no| self.no(&no));
             }
             (b"notify", Method::Post) | (b"topics", Method::Get | Method::Head) => name,
+            (b"listen", Method::Options) if is_of_page => return Err(preflight("GET")),
+            (b"notify", Method::Options) if is_of_page => return Err(preflight("POST")),
+            (b"topics", Method::Options) if is_of_page => return Err(preflight("GET, HEAD")),
             (b"listen", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}GET")))),
             (b"topics", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}GET, HEAD")))),
             (b"notify", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}POST")))),
@@ -190,9 +206,10 @@ impl<B: Backend> Loop<B> {
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
         match request.framing {
+            // An empty message, or no document.
             Framing::None => {
                 self.keep_input(stream.connection, input);
-                self.fail(key, 400, "there is nothing to publish: the request has no body");
+                self.publish(key);
             }
             Framing::Length(length) if length > most => self.fail(key, 413, TOO_BIG),
             _ => {
@@ -226,11 +243,12 @@ impl<B: Backend> Loop<B> {
         let body = exchange.request.body.iter().map(|block| &block[..]).collect::<Vec<_>>().concat();
         exchange.request.body = Vec::new();
         let now = served.since(self.time.now);
+        let [origin] = find_lines(head, [b"origin"]);
+        let page = if origin.is_empty() { String::new() } else { readable_by(origin) };
         let answer = || {
-            let (postboxes, loop_index) = (self.shared.postboxes.clone(), self.index);
+            let (postboxes, loop_index, page) = (self.shared.postboxes.clone(), self.index, page.clone());
             Box::new(move |outcome: Result<Published, Refused>| {
-                let (status, text) = told(outcome);
-                let reply = reply(key, status, &text);
+                let reply = reply(key, told(outcome), page);
                 postboxes.post(loop_index, mailbox::Message::Document(reply));
             })
         };
@@ -244,7 +262,7 @@ impl<B: Backend> Loop<B> {
             Ok(Ok(None)) => self.count().hub_messages.add(1),
             Ok(Ok(Some((topic, published)))) => {
                 self.published_here(&served, &topic, &published);
-                self.answer_json(key, 202, &wire::published(&published));
+                self.document_came(reply(key, told(Ok(published)), page));
             }
             Ok(Err(refused)) => {
                 self.count().errors.add(1);
@@ -253,12 +271,11 @@ impl<B: Backend> Loop<B> {
                 {
                     client.http.keep_alive &= refused != Refused::Moved;
                 }
-                let (status, text) = told(Err(refused));
-                self.answer_json(key, status, &text);
+                self.document_came(reply(key, told(Err(refused)), page));
             }
             Err((status, reason)) => {
                 self.count().errors.add(1);
-                self.answer_json(key, status, &wire::error(None, &reason));
+                self.document_came(reply(key, (status, wire::error(None, &reason)), page));
             }
         }
     }
@@ -352,10 +369,6 @@ impl<B: Backend> Loop<B> {
             format!("{{\"messages\":[{messages}],\"gaps\":[{}],\"last_event_id\":\"{at}\"}}\n", gaps.join(","));
         Some(Polled { document, messages: count, gaps: gaps.len() as u64 })
     }
-
-    fn answer_json(&mut self, exchange: Key, status: u16, text: &str) {
-        self.document_came(reply(exchange, status, text));
-    }
 }
 
 /// What there is for a client that asks for one answer: as a document, and how much that has of what.
@@ -370,8 +383,20 @@ fn readable_by(origin: &[u8]) -> String {
     format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
 }
 
-fn reply(exchange: Key, status: u16, text: &str) -> desk::Reply {
-    desk::Reply { exchange, status, content_type: "application/json", body: Arc::from(text.as_bytes()) }
+/// What a browser is told that asks whether a page may ask for something (<https://fetch.spec.whatwg.org/#cors-preflight-fetch>).
+fn preflight(methods: &str) -> Direct {
+    let fields = "Authorization, X-Api-Key, Content-Type, Last-Event-ID";
+    let methods = format!("Access-Control-Allow-Methods: {methods}\r\n");
+    Direct::with(
+        204,
+        &format!("{methods}Access-Control-Allow-Headers: {fields}\r\nAccess-Control-Max-Age: 600\r\n"),
+        b"",
+    )
+}
+
+/// A document for an exchange, with further lines of its head.
+fn reply(exchange: Key, (status, text): (u16, String), lines: String) -> desk::Reply {
+    desk::Reply { exchange, status, content_type: "application/json", lines, body: Arc::from(text.as_bytes()) }
 }
 
 const TOO_BIG: &str = "the message is larger than this hub takes";
