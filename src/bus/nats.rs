@@ -282,6 +282,10 @@ impl Peer for Nats {
     }
 
     fn lost(&mut self, _: Duration) {
+    fn is_told(&mut self, said: &Remote) {
+        self.said = said.clone();
+    }
+
         (self.is_up, self.is_open) = (false, false);
     }
 

@@ -584,6 +584,10 @@ impl Peer for Redis {
         self.stage = Stage::Away;
         self.away.get_or_insert(now);
         if planted::active(Bug::ForgottenKept) {
+    fn is_told(&mut self, said: &Remote) {
+        self.said = said.clone();
+    }
+
             self.kept.retain(|kept| !kept.sent);
         }
         self.again();
