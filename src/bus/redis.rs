@@ -218,6 +218,7 @@ impl Redis {
                 (self.local, self.reading.has_missed) = (false, false);
                 self.hub.begin(epoch);
                 self.hub.begin_behind(base());
+                out.tell.extend(self.hub.tell_all());
                 self.at = Some((epoch, began));
                 self.reading.is_history = true;
                 // What of ours was numbered before that is not heard of any more.
@@ -458,7 +459,10 @@ impl Redis {
             let epoch = Epoch(self.hub.epoch().0.wrapping_add(1 + (random() & 0xff_ffff)));
             match self.at {
                 Some(_) => self.hub.go_on_in(epoch),
-                None if self.reading.has_missed => self.hub.begin(epoch),
+                None if self.reading.has_missed => {
+                    self.hub.begin(epoch);
+                    out.tell.extend(self.hub.tell_all());
+                }
                 // Nobody else has numbered in its own.
                 None => {}
             }
@@ -580,14 +584,14 @@ impl Peer for Redis {
         Ok(())
     }
 
-    fn lost(&mut self, now: Duration) {
-        self.stage = Stage::Away;
-        self.away.get_or_insert(now);
-        if planted::active(Bug::ForgottenKept) {
     fn is_told(&mut self, said: &Remote) {
         self.said = said.clone();
     }
 
+    fn lost(&mut self, now: Duration) {
+        self.stage = Stage::Away;
+        self.away.get_or_insert(now);
+        if planted::active(Bug::ForgottenKept) {
             self.kept.retain(|kept| !kept.sent);
         }
         self.again();
