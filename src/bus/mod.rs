@@ -259,6 +259,28 @@ impl Bus {
 }
 
 impl Member {
+    /// Whether it goes on, by what is wanted now; what of that is another way to the same server it takes over.
+    fn stays(&mut self, turn: &Turn<'_>, wanted: &[Wanted]) -> bool {
+        let of_hub = wanted.iter().find(|one| one.name == self.wanted.name);
+        match (of_hub, &mut self.bus) {
+            (Some(one), _) if one.bus == self.wanted.bus => true,
+            (Some(one), Bus::Remote(remote)) if one.bus.is_same(&self.wanted.bus) => {
+                self.wanted.bus = one.bus.clone();
+                if let config::Bus::Redis(said) | config::Bus::Nats(said) = &one.bus {
+                    remote.is_told(turn, said);
+                }
+                true
+            }
+            (_, Bus::Remote(remote)) if remote.peer.waiting() > 0 => {
+                let fields: [(&str, &dyn std::fmt::Display); 2] =
+                    [("hub", &self.wanted.name), ("messages", &remote.peer.waiting())];
+                turn.log.event(Level::Warn, "a hub leaves its bus before that has had all messages", &fields);
+                false
+            }
+            _ => false,
+        }
+    }
+
     /// How it stands.
     fn report(&self) -> status::Bus {
         match &self.bus {
@@ -363,10 +385,10 @@ impl Thread {
                 }
             }
             Order::Configure(wanted) => {
-                let is_wanted = |member: &Member| {
-                    wanted.iter().any(|one| one.name == member.wanted.name && one.bus == member.wanted.bus)
-                };
-                self.members.retain(is_wanted);
+                let Thread { poll, hubs, log, members, .. } = self;
+                let instant = Instant::now();
+                let turn = Turn { now: hubs.since(instant), instant, registry: poll.registry(), log };
+                members.retain_mut(|member| member.stays(&turn, &wanted));
                 for one in wanted {
                     if self.members.iter().all(|member| member.wanted.name != one.name) {
                         self.join(one);

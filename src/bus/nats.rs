@@ -123,7 +123,7 @@ impl Nats {
             "PING" => out.bytes[0].extend_from_slice(b"PONG\r\n"),
             "PONG" => {
                 if !std::mem::replace(&mut self.is_up, true) {
-                    self.hears();
+                    self.hears(out);
                     self.say(None, out);
                 }
             }
@@ -137,7 +137,7 @@ impl Nats {
                     return Err("a message does not end where it says".to_owned());
                 }
                 if !planted::active(Bug::LateEpoch) {
-                    self.hears();
+                    self.hears(out);
                 }
                 self.take_in(now, &message[..length], out);
                 return Ok(Some(length + 2));
@@ -169,15 +169,16 @@ impl Nats {
     }
 
     /// From here on everything is heard; of what was before that nobody knows.
-    fn hears(&mut self) {
+    fn hears(&mut self, out: &mut Out) {
         if std::mem::replace(&mut self.begun, self.connection) != self.connection {
-            self.begin();
+            self.begin(out);
         }
     }
 
     /// Something is missing, or may be.
-    fn begin(&self) {
+    fn begin(&self, out: &mut Out) {
         self.hub.begin(Epoch(self.hub.epoch().0.wrapping_add(1 + (random() & 0xff_ffff))));
+        out.tell.extend(self.hub.tell_all());
     }
 
     /// Another has said something.
@@ -189,7 +190,7 @@ impl Nats {
             return;
         }
         let said = frames::read_said(behind).filter(|_| head.is_message);
-        if said.is_none() && head.is_message || !self.follows(now, &head) {
+        if said.is_none() && head.is_message || !self.follows(now, &head, out) {
             return;
         }
         let Some(Said { topic, kind, id, payload }) = said else { return };
@@ -203,7 +204,7 @@ impl Nats {
     }
 
     /// Whether what that one says is new. If what was before it has not been heard here, an epoch begins.
-    fn follows(&mut self, now: Duration, head: &Head) -> bool {
+    fn follows(&mut self, now: Duration, head: &Head, out: &mut Out) -> bool {
         let heard = self.others.get(&head.origin);
         let (count, connection) = heard.map_or((0, 0), |heard| (heard.count, heard.connection));
         if head.is_message && head.count <= count {
@@ -214,7 +215,7 @@ impl Nats {
         let is_known = !head.is_message || connection == self.connection;
         let last = head.count - u64::from(head.is_message);
         if is_known && last > count && !planted::active(Bug::UntoldLoss) {
-            self.begin();
+            self.begin(out);
         }
         let heard = Heard { count: head.count.max(count), connection: self.connection, at: now };
         if self.others.len() >= MOST_OTHERS
@@ -279,6 +280,10 @@ impl Peer for Nats {
         }
         self.input = input;
         Ok(())
+    }
+
+    fn is_told(&mut self, said: &Remote) {
+        self.said = said.clone();
     }
 
     fn lost(&mut self, _: Duration) {

@@ -218,6 +218,7 @@ impl Redis {
                 (self.local, self.reading.has_missed) = (false, false);
                 self.hub.begin(epoch);
                 self.hub.begin_behind(base());
+                out.tell.extend(self.hub.tell_all());
                 self.at = Some((epoch, began));
                 self.reading.is_history = true;
                 // What of ours was numbered before that is not heard of any more.
@@ -458,7 +459,10 @@ impl Redis {
             let epoch = Epoch(self.hub.epoch().0.wrapping_add(1 + (random() & 0xff_ffff)));
             match self.at {
                 Some(_) => self.hub.go_on_in(epoch),
-                None if self.reading.has_missed => self.hub.begin(epoch),
+                None if self.reading.has_missed => {
+                    self.hub.begin(epoch);
+                    out.tell.extend(self.hub.tell_all());
+                }
                 // Nobody else has numbered in its own.
                 None => {}
             }
@@ -578,6 +582,10 @@ impl Peer for Redis {
         }
         self.link.input[connection] = input;
         Ok(())
+    }
+
+    fn is_told(&mut self, said: &Remote) {
+        self.said = said.clone();
     }
 
     fn lost(&mut self, now: Duration) {

@@ -60,6 +60,8 @@ pub trait Peer: Send {
     fn received(&mut self, now: Duration, connection: usize, bytes: &[u8], out: &mut Out) -> Result<(), String>;
     /// They are gone.
     fn lost(&mut self, now: Duration);
+    /// Who gets in is said otherwise from now on.
+    fn is_told(&mut self, said: &config::Remote);
     /// Something is to be published.
     fn carry(&mut self, now: Duration, notice: Notice, out: &mut Out);
     /// Does what is due.
@@ -109,6 +111,8 @@ pub struct Remote {
     /// When connections are made next; `None`: they are there, or on their way.
     retry: Option<Instant>,
     wait: Duration,
+    /// Those that are on their way are made as it is said no more.
+    is_stale: bool,
     unread: Vec<usize>,
     /// Why there are none.
     pub problem: Option<String>,
@@ -124,7 +128,19 @@ impl Remote {
     ) -> Remote {
         let (hub, said, retry) = (hub.clone(), said.clone(), Some(Instant::now()));
         let (connections, unread) = (Vec::new(), Vec::new());
-        Remote { hub, said, greets, peer, connections, thread, postboxes, retry, wait: RETRY[0], unread, problem: None }
+        let (wait, is_stale, problem) = (RETRY[0], false, None);
+        Remote { hub, said, greets, peer, connections, thread, postboxes, retry, wait, is_stale, unread, problem }
+    }
+
+    /// It is the same server, which is reached or spoken to otherwise from now on: connections are made anew, and what waits for them stays.
+    pub fn is_told(&mut self, turn: &Turn<'_>, said: &config::Remote) {
+        (self.said, self.wait) = (said.clone(), RETRY[0]);
+        self.peer.is_told(said);
+        self.is_stale = self.connections.is_empty() && self.retry.is_none();
+        if !self.is_stale {
+            self.end(turn);
+            self.retry = Some(turn.instant);
+        }
     }
 
     /// When something is due.
@@ -173,6 +189,10 @@ impl Remote {
 
     /// What came of connecting.
     pub fn connected(&mut self, turn: &Turn<'_>, made: Result<Vec<Made>, String>) {
+        if std::mem::take(&mut self.is_stale) {
+            self.retry = Some(turn.instant);
+            return;
+        }
         let mut greetings = Vec::new();
         let all = made.and_then(|made| {
             let take = |made: Made| {
@@ -278,14 +298,19 @@ impl Remote {
         }
     }
 
-    /// The connections end, and are made again after a while.
-    fn fail(&mut self, turn: &Turn<'_>, problem: String) {
+    /// The connections end.
+    fn end(&mut self, turn: &Turn<'_>) {
         let had = !self.connections.is_empty();
         self.connections.clear();
         self.unread.clear();
         if had {
             self.peer.lost(turn.now);
         }
+    }
+
+    /// The connections end, and are made again after a while.
+    fn fail(&mut self, turn: &Turn<'_>, problem: String) {
+        self.end(turn);
         self.retry = Some(turn.instant + self.wait);
         self.wait = (self.wait * 2).min(RETRY[1]);
         if self.problem.as_ref() != Some(&problem) {

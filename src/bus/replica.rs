@@ -376,6 +376,8 @@ impl Replica {
                 if let Role::Following { synced, .. } = &mut self.role {
                     *synced = true;
                 }
+                // Another epoch may have begun with that.
+                self.hub.tell_all().iter().for_each(|(topic, tell)| io.tell(topic, *tell));
             }
             Frame::Message { .. } => self.take_in(now, frame, io),
             Frame::Numbered { request, epoch, offset, first, duplicate } => {

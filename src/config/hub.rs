@@ -126,6 +126,18 @@ pub enum Bus {
     Nats(Remote),
 }
 
+impl Bus {
+    /// Whether it is the same one, though who gets in there, or how it is reached, may be said otherwise.
+    pub fn is_same(&self, other: &Bus) -> bool {
+        match (self, other) {
+            (Bus::Redis(one), Bus::Redis(other)) | (Bus::Nats(one), Bus::Nats(other)) => {
+                (&one.host, one.port) == (&other.host, other.port)
+            }
+            _ => self == other,
+        }
+    }
+}
+
 /// A server that others share.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Remote {

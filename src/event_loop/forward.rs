@@ -212,7 +212,8 @@ impl<B: Backend> Loop<B> {
     fn pass_by_word(&mut self, key: Key, input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         let (sock, link) = (exchange.stream.connection, exchange.link());
-        if !is_whole(&input, response) && response.framing != Framing::UntilClose && input.len() < WHOLE {
+        let is_to_come = is_whole(&input, response) == Some(false);
+        if is_to_come && response.framing != Framing::UntilClose && input.len() < WHOLE {
             self.heard(key);
             if let Some(link) = self.table.link(link) {
                 link.input = Some(input.settle(&self.memory.pool));
@@ -316,13 +317,18 @@ impl<B: Backend> Loop<B> {
     }
 }
 
-/// Whether all of an answer is here; `input` begins with its head.
-pub(super) fn is_whole(input: &Block, response: &Response) -> bool {
+/// Whether all of an answer is here; `input` begins with its head. `None`: its body is broken, and never will be.
+pub(super) fn is_whole(input: &Block, response: &Response) -> Option<bool> {
     let mut body = input.clone();
     body.advance(response.len);
     let mut reader = Reader::new(response.framing);
-    while let Ok(Some(_)) = reader.take(&mut body) {}
-    reader.is_done()
+    loop {
+        match reader.take(&mut body) {
+            Ok(Some(_)) => {}
+            Ok(None) => return Some(reader.is_done()),
+            Err(_) => return None,
+        }
+    }
 }
 
 /// What is asked about a request: its fields, but for those that are about its body, say under which conditions it is to be answered, or are

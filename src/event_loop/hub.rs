@@ -24,7 +24,7 @@ use std::time::Instant;
 use crate::apps::{AppTable, Served, To};
 use crate::backends::{Backend, HIGH_MARK, How, Piece, Sock};
 use crate::connection::{Client, Role};
-use crate::hub::{Message, Position, Positions, Published, Tag, Topic, wire};
+use crate::hub::{Gap, Message, Position, Positions, Published, Read, Tag, Topic, wire};
 use crate::mailbox;
 use crate::metrics::Gauge;
 use crate::planted::{self, Bug};
@@ -96,13 +96,25 @@ struct Cursor {
     place: u32,
     /// The message that it has had last.
     at: Position,
+    /// Up to where all behind that is missing for it, whatever the topic has, until it is told so.
+    missed: Option<Box<Position>>,
     /// What stands for the topic in what it comes back with.
     tag: Tag,
 }
 
 impl Cursor {
-    fn new((topic, place): (u32, u32), name: &str, at: Position) -> Cursor {
-        Cursor { topic, place, at, tag: Tag::of(name) }
+    /// Of one who begins there. What it has missed is told when it reads.
+    fn new((topic, place): (u32, u32), name: &str, at: Position, gap: Option<Gap>) -> Cursor {
+        let (at, missed) = gap.map_or((at, None), |gap| (gap.from, Some(Box::new(gap.to))));
+        Cursor { topic, place, at, missed, tag: Tag::of(name) }
+    }
+
+    /// Reads what comes next, and does not move.
+    fn read(&mut self, topic: &Topic, most_bytes: usize, into: &mut Vec<Arc<Message>>) -> Read {
+        let Some(to) = self.missed.take() else { return topic.read(self.at, most_bytes, into) };
+        let read = topic.read(*to, most_bytes, into);
+        let gap = Gap { from: self.at, to: read.gap.map_or(*to, |gap| gap.to) };
+        Read { gap: Some(gap), ..read }
     }
 }
 
@@ -220,7 +232,10 @@ impl Subscriber {
 
     /// Where it stands, as it may say when it comes back.
     fn positions(&self) -> String {
-        stand(&self.cursors, self.alone)
+        match &self.cursors[..] {
+            [cursor] if self.alone => cursor.at.to_string(),
+            cursors => Positions::new(cursors.iter().map(|cursor| (cursor.tag, cursor.at))).to_string(),
+        }
     }
 
     /// Which number app and hub know it by; 0 where no app does.
@@ -243,14 +258,6 @@ impl Subscriber {
 
     fn cursor(&mut self, topic: u32) -> Option<&mut Cursor> {
         self.cursors.iter_mut().find(|cursor| cursor.topic == topic)
-    }
-}
-
-/// Where whoever has those cursors stands.
-fn stand(cursors: &[Cursor], alone: bool) -> String {
-    match cursors {
-        [cursor] if alone => cursor.at.to_string(),
-        _ => Positions::new(cursors.iter().map(|cursor| (cursor.tag, cursor.at))).to_string(),
     }
 }
 
@@ -425,11 +432,11 @@ impl<B: Backend> Loop<B> {
                 }
                 return self.backend.await_room(sock);
             }
-            let Some(cursor) = subscriber.cursors.get(at) else { return };
+            let Some(cursor) = subscriber.cursors.get_mut(at) else { return };
             let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { return };
             let topic = local.topic.clone();
             self.hubs.read.clear();
-            let read = topic.read(cursor.at, BEHIND_MARK, &mut self.hubs.read);
+            let read = cursor.read(&topic, BEHIND_MARK, &mut self.hubs.read);
             if let Some(gap) = read.gap.filter(|_| !planted::active(Bug::SilentGap)) {
                 // Told first, so that a client that comes back from there has what is behind it sent again.
                 subscriber.cursors[at].at = gap.to;

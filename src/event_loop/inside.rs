@@ -144,11 +144,15 @@ impl<B: Backend> Loop<B> {
         let keep_alive = self.decide_keep_alive(connection);
         let Some(client) = self.table.client(connection) else { return };
         let version = client.http.version;
-        let document =
-            reply::Document { status: reply.status, content_type: reply.content_type, length: reply.body.len() };
+        let document = reply::Document {
+            status: reply.status,
+            content_type: reply.content_type,
+            lines: &reply.lines,
+            length: reply.body.len(),
+        };
         let date = &self.time.day.date;
         let write = |out: &mut Writer<'_>| document.head(out, date, version, keep_alive);
-        let piece = self.memory.scratch.write(reply::Document::ROOM, write);
+        let piece = self.memory.scratch.write(document.room(), write);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         (exchange.phase, exchange.answer.status) = (Phase::Relaying, reply.status);
         exchange.source = Source::Own(reply.body, 0);

@@ -312,6 +312,7 @@ fn escaped(out: &mut impl Sink, text: &[u8], escape: impl Fn(u8) -> Option<&'sta
 pub fn reason(status: u16) -> &'static str {
     match status {
         200 => "OK",
+        202 => "Accepted",
         204 => "No Content",
         206 => "Partial Content",
         301 => "Moved Permanently",
@@ -333,6 +334,8 @@ pub fn reason(status: u16) -> &'static str {
         416 => "Range Not Satisfiable",
         417 => "Expectation Failed",
         421 => "Misdirected Request",
+        422 => "Unprocessable Content",
+        426 => "Upgrade Required",
         429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
@@ -347,18 +350,22 @@ pub fn reason(status: u16) -> &'static str {
 
 /// The head of an answer of our own whose body follows from elsewhere.
 #[derive(Clone, Copy, Debug)]
-pub struct Document {
+pub struct Document<'a> {
     /// The status.
     pub status: u16,
     /// The media type, of at most 100 bytes.
     pub content_type: &'static str,
+    /// Further lines, each with its end.
+    pub lines: &'a str,
     /// Bytes of the body.
     pub length: usize,
 }
 
-impl Document {
+impl Document<'_> {
     /// Bytes that [`Document::head`] writes at most.
-    pub const ROOM: usize = 384;
+    pub fn room(&self) -> usize {
+        384 + self.lines.len()
+    }
 
     /// Writes the head.
     pub fn head(&self, out: &mut Writer<'_>, date: &[u8; 29], client: Version, keep_alive: bool) {
@@ -366,8 +373,7 @@ impl Document {
         out.put_decimal(u64::from(self.status));
         out.put(b" ");
         out.put(reason(self.status).as_bytes());
-        out.put(b"\r\nContent-Type: ");
-        out.put(self.content_type.as_bytes());
+        out.put_all([b"\r\n", self.lines.as_bytes(), b"Content-Type: ", self.content_type.as_bytes()]);
         out.put(b"\r\nContent-Length: ");
         out.put_decimal(self.length as u64);
         out.put(if self.status == 503 { b"\r\nRetry-After: 1".as_slice() } else { b"" });

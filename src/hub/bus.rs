@@ -28,7 +28,7 @@ const MAGIC: &[u8; 4] = b"hub\x01";
 const HIGHEST: u64 = u64::MAX / 2;
 
 impl Hub {
-    /// Numbers messages in another epoch from now on: all that was is gone, and whoever listens is told of a gap when the next message comes.
+    /// Numbers messages in another epoch from now on: all that was is gone, and whoever listens is told of a gap when it reads ([`Hub::tell_all`]).
     pub fn begin(&self, epoch: Epoch) {
         let mut table = self.table_to_change();
         if epoch != self.epoch() {
@@ -45,6 +45,16 @@ impl Hub {
             table.floor = 0;
             self.shared.set_epoch(epoch, before);
         }
+    }
+
+    /// All topics that somebody listens to, and the loops that have to be told: there is something to read though no message has come.
+    pub fn tell_all(&self) -> Vec<(Arc<Topic>, LoopSet)> {
+        let topics: Vec<_> = self.table().topics.values().cloned().collect();
+        let told = topics.into_iter().map(|topic| {
+            let tell = topic.ring().tell();
+            (topic, tell)
+        });
+        told.filter(|(_, tell)| !tell.is_empty()).collect()
     }
 
     /// Puts in a message that another has numbered in this epoch. One that is there already, or was, is a duplicate; where one is missing before it,

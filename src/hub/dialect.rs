@@ -12,11 +12,12 @@ use std::borrow::Cow;
 use std::fmt::Display;
 
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
-use serde_json::Value;
 use serde_json::value::RawValue;
+use serde_json::{Map, Value};
 
 use super::message::put_json_string;
 use crate::config::Dialect;
+use crate::config::route::is_same_to_apps;
 use crate::http::find_lines;
 use crate::websocket::Opcode;
 
@@ -109,10 +110,11 @@ impl Dialect {
         }
     }
 
-    /// Whether a client's request that asks to listen must not bring that field along: the event has it of its own.
+    /// Whether a client's request that asks to listen must not bring that field along, however an app would read its name: the event has it of its own.
     pub fn has_own(self, name: &[u8]) -> bool {
-        let is = |own: &str| name.eq_ignore_ascii_case(own.as_bytes());
-        self == Dialect::Events && (is("Accept") || is("Content-Type") || starts_with(name, b"meta-"))
+        let is = |own: &str| is_same_to_apps(name, own.as_bytes());
+        let begins = |own: &str| name.get(..own.len()).is_some_and(|start| is_same_to_apps(start, own.as_bytes()));
+        self == Dialect::Events && (is("Accept") || is("Content-Type") || begins("Meta-"))
     }
 
     /// What an answer wants to be done; what it says of the socket for later goes to `grip`. `opens`: it is the answer to [`Occasion::Open`], and lets
@@ -181,14 +183,16 @@ fn read_fields(answer: &Reply<'_>) -> Result<Vec<Act>, String> {
         return Err("the app's answer is no object of JSON".to_owned());
     };
     let (orders, said): (Vec<_>, Vec<_>) = said.into_iter().partition(|(name, _)| ORDERS.contains(&name.as_str()));
-    // Of several the last one.
+    // Of several the last one; `null` is none.
     let order = |member: &str| {
         let (_, value) = orders.iter().rfind(|(name, _)| name == member)?;
-        Some(serde_json::from_str::<Value>(value.get()).unwrap_or_default())
+        // What is JSON, and has no place here (a number beyond all, say), is a value of no use, and still is one.
+        let value = serde_json::from_str(value.get()).unwrap_or_else(|_| Value::Object(Map::new()));
+        (!value.is_null()).then_some(value)
     };
-    let names = |member: &str| names(order(member));
-    let (joins, leaves, except, to) = (names("+"), names("-"), names(">"), names("@"));
-    let close = order("!");
+    let names = |member: &str| order(member).map(|said| names(member, said)).transpose();
+    let (joins, leaves, except, to) = (names("+")?, names("-")?, names(">")?, names("@")?);
+    let close = order("!").map(of_close).transpose()?.flatten();
     let mut acts: Vec<Act> = joins.unwrap_or_default().into_iter().map(Act::Join).collect();
     acts.extend(leaves.unwrap_or_default().into_iter().map(Act::Leave));
     if !said.is_empty() {
@@ -198,13 +202,21 @@ fn read_fields(answer: &Reply<'_>) -> Result<Vec<Act>, String> {
             Some(to) => Act::Spread { text, to, except: except.unwrap_or_default() },
         });
     }
-    if let Some(close) = close {
-        let code = close.as_u64().or_else(|| close.get("code")?.as_u64()).and_then(|code| u16::try_from(code).ok());
-        let code = code.filter(|code| matches!(code, 1000 | 3000..=4999)).unwrap_or(NORMAL);
-        let reason = close.get("reason").and_then(Value::as_str).unwrap_or_default().to_owned();
-        acts.push(Act::Close(code, reason));
-    }
+    acts.extend(close);
     Ok(acts)
+}
+
+/// What `"!"` says: a code, an object with a code and a reason, or `true`; and `false` says nothing.
+fn of_close(said: Value) -> Result<Option<Act>, String> {
+    match said {
+        Value::Bool(false) => return Ok(None),
+        Value::Bool(true) | Value::Number(_) | Value::Object(_) => {}
+        _ => return Err("the app's answer: \"!\": expected a code, or an object with a code and a reason".to_owned()),
+    }
+    let code = said.as_u64().or_else(|| said.get("code")?.as_u64()).and_then(|code| u16::try_from(code).ok());
+    let code = code.filter(|code| matches!(code, 1000 | 3000..=4999)).unwrap_or(NORMAL);
+    let reason = said.get("reason").and_then(Value::as_str).unwrap_or_default().to_owned();
+    Ok(Some(Act::Close(code, reason)))
 }
 
 /// The members of an answer that say what is to be done; all others are a message.
@@ -253,12 +265,13 @@ fn object(members: &[(String, &RawValue)]) -> String {
 }
 
 /// Names, as one string or as a list of such.
-fn names(said: Option<Value>) -> Option<Vec<String>> {
-    match said? {
+fn names(member: &str, said: Value) -> Result<Vec<String>, String> {
+    let names = match said {
         Value::String(name) => Some(vec![name]),
-        Value::Array(names) => Some(names.iter().filter_map(Value::as_str).map(str::to_owned).collect()),
-        _ => Some(Vec::new()),
-    }
+        Value::Array(names) => names.iter().map(|name| name.as_str().map(str::to_owned)).collect(),
+        _ => None,
+    };
+    names.ok_or_else(|| format!("the app's answer: \"{member}\": expected a name, or a list of names"))
 }
 
 /// A message to the socket itself.
@@ -471,14 +484,33 @@ mod tests {
         let acts =
             vec![Act::Join("b".to_owned()), Act::Leave("c".to_owned()), spread, Act::Close(3999, "no".to_owned())];
         let body =
-            r#"{"n":1e400, "+":"a","+":"b","-":["c",5],"@":"x", ">":["1","2"],"a":1,"!":{"code":3999,"reason":"no"}}"#;
+            r#"{"n":1e400, "+":"a","+":"b","-":["c"],"@":"x", ">":["1","2"],"a":1,"!":{"code":3999,"reason":"no"}}"#;
         assert_eq!(answer(body), Ok(acts));
         assert_eq!(answer(r#"{"!":1e400}"#), Ok(vec![Act::Close(NORMAL, String::new())]));
         assert_eq!(answer(""), Ok(vec![]));
+        let nothing = r#"{"+":null,"-":null,"@":null,">":null,"!":null,"a":1}"#;
+        assert_eq!(answer(nothing), Ok(vec![say(r#"{"a":1}"#)]));
+        assert_eq!(answer(r#"{"!":false}"#), Ok(vec![]));
+        assert_eq!(answer(r#"{"!":true}"#), Ok(vec![Act::Close(NORMAL, String::new())]));
+        for (member, wrong) in
+            [("+", "5"), ("-", r#"["c",5]"#), ("@", "{}"), (">", "true"), ("!", r#""bye""#), ("!", "[]")]
+        {
+            let said = answer(&format!(r#"{{"{member}":{wrong},"a":1}}"#)).unwrap_err();
+            assert!(said.contains(member), "{said}");
+        }
         for wrong in [" ", "[]", "1", "{", r#"{"a":1}x"#, r#"{"a":}"#, r#"{"a":NaN}"#, "{\"a\":\"\n\"}"] {
             let said = answer(wrong);
             assert!(said.is_err(), "{wrong:?}: {said:?}");
         }
+    }
+
+    #[test]
+    fn fields_of_events_are_their_own_however_they_are_written() {
+        for own in ["Accept", "content_type", "Meta-User", "meta_user", "META-"] {
+            assert!(Dialect::Events.has_own(own.as_bytes()), "{own}");
+            assert!(!Dialect::Fields.has_own(own.as_bytes()), "{own}");
+        }
+        assert!(!Dialect::Events.has_own(b"Metadata") && !Dialect::Events.has_own(b"X-Meta-User"));
     }
 
     #[test]

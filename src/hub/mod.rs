@@ -121,7 +121,8 @@ impl Settings {
         }
     }
 
-    fn has_topic(&self, name: &str) -> bool {
+    /// Whether there may be a topic of that name.
+    pub fn has_topic(&self, name: &str) -> bool {
         is_name(name) && self.topics.iter().any(|pattern| pattern.takes(name))
     }
 }
@@ -402,7 +403,8 @@ impl Hub {
             return Ok(topic.clone());
         }
         let most = settings.most_topics - if listens { settings.most_topics / PUBLISHERS_SHARE } else { 0 };
-        if table.topics.len() >= most && !self.forget_one(&mut table) {
+        self.make_place(&mut table, most);
+        if table.topics.len() >= most {
             return Err(Refused::TooManyTopics);
         }
         self.shared.take(Topic::base_bytes(name, self.loops))?;
@@ -448,22 +450,26 @@ impl Hub {
         }
     }
 
-    /// Forgets one of the next topics that nobody uses, though it might have been kept for a while; whether there was one.
-    fn forget_one(&self, table: &mut Table) -> bool {
-        let from = table.pressed.take();
-        let mut some = table.behind(from.as_ref(), PRESSED);
-        if from.is_some() {
-            some.extend(table.behind(None, PRESSED - some.len()));
-        }
-        for topic in &some {
-            let bytes = table.forget(topic, self.loops);
-            table.pressed = Some(topic.name_shared().clone());
-            if bytes > 0 {
+    /// Forgets as many of the next topics that nobody uses as it takes for there to be fewer than so many, though they might have been kept for a while.
+    fn make_place(&self, table: &mut Table, most: usize) {
+        let mut goes_on = true;
+        while goes_on && table.topics.len() >= most {
+            let from = table.pressed.take();
+            let mut some = table.behind(from.as_ref(), PRESSED);
+            if from.is_some() {
+                some.extend(table.behind(None, PRESSED - some.len()));
+            }
+            goes_on = false;
+            for topic in &some {
+                let bytes = table.forget(topic, self.loops);
+                table.pressed = Some(topic.name_shared().clone());
                 self.shared.give_back(bytes);
-                return true;
+                goes_on |= bytes > 0;
+                if table.topics.len() < most {
+                    break;
+                }
             }
         }
-        false
     }
 
     /// Publishes a message, unless one with the same id was published on that topic a short time ago.

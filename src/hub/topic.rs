@@ -413,14 +413,7 @@ impl Topic {
         (ring.last, ring.fresh) = (ring.last.max(offset), false);
         ring.idle_since = None;
         self.settle_slots(ring);
-        let mut tell = LoopSet::default();
-        for (index, listener) in (0..).zip(&mut ring.listeners) {
-            if listener.subscribers > 0 && !listener.told {
-                listener.told = true;
-                tell.insert(index);
-            }
-        }
-        Ok(tell)
+        Ok(ring.tell())
     }
 
     /// Whether there is room for one more message of so many bytes, or would be made.
@@ -500,6 +493,18 @@ impl Topic {
 }
 
 impl Ring {
+    /// The loops that are to be told, and know nothing of it yet.
+    pub fn tell(&mut self) -> LoopSet {
+        let mut tell = LoopSet::default();
+        for (index, listener) in (0..).zip(&mut self.listeners) {
+            if listener.subscribers > 0 && !listener.told {
+                listener.told = true;
+                tell.insert(index);
+            }
+        }
+        tell
+    }
+
     /// Where the topic stands: behind its newest message.
     pub fn end(&self) -> Position {
         Position { epoch: self.epoch, offset: self.last }

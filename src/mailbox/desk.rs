@@ -52,6 +52,8 @@ pub struct Reply {
     pub status: u16,
     /// Its media type.
     pub content_type: &'static str,
+    /// Further lines of its head, each with its end.
+    pub lines: String,
     /// The document.
     pub body: Arc<[u8]>,
 }

@@ -255,7 +255,7 @@ impl Supervisor {
                     plain(health::tell(&checks, verbose))
                 }
             };
-            let reply = Reply { exchange: question.exchange, status, content_type, body };
+            let reply = Reply { exchange: question.exchange, status, content_type, lines: String::new(), body };
             self.context.postboxes.post(question.loop_index, Message::Document(reply));
         }
     }

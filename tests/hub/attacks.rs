@@ -12,6 +12,10 @@ use crate::support::{Client, PROGRAM, Server, Worker, fields, on_every_backend_a
 
 on_every_backend_and_tls! {
     a_poll_is_told_what_is_missing
+    a_poll_of_much_gets_it_in_parts
+    what_is_not_kept_is_told_to_nobody
+    who_listens_leaves_place_for_publishers
+    pages_publish_with_a_key
     who_says_an_id_of_the_future_makes_nobody_deaf
     an_app_that_is_added_is_asked_of_all
     a_poll_that_is_answered_at_once_leaves_nothing
@@ -45,6 +49,103 @@ fn a_poll_is_told_what_is_missing(backend: &str) {
     assert_eq!(document["messages"][99]["id"], last);
     assert_eq!(poll("0000000000001:5")["gaps"].as_array().unwrap().len(), 1);
     assert_eq!(poll("x")["gaps"].as_array().unwrap().len(), 1);
+}
+
+fn a_poll_of_much_gets_it_in_parts(backend: &str) {
+    let (server, _folder) = hub_of(backend, "", &[]);
+    let mut publisher = server.client();
+    let topics: Vec<String> = (0..40).map(|number| format!("t{number}")).collect();
+    for (number, topic) in (0..120).zip(topics.iter().cycle()) {
+        notify(&mut publisher, &json!({"topic": topic, "data": format!("{number} {}", "x".repeat(20_000))}));
+    }
+    let query = topics.join(",");
+    let (mut last, mut got) = ("0000000000001:1".to_owned(), Vec::new());
+    while got.len() < 120 {
+        let answer = server.client().get(&format!("/api/v1/listen?topic={query}&last_event_id={last}"));
+        assert!(answer.text().len() < 300_000, "{}", answer.text().len());
+        let document: Value = serde_json::from_str(&answer.text()).unwrap();
+        last = document["last_event_id"].as_str().unwrap().to_owned();
+        let messages = document["messages"].as_array().unwrap();
+        let number = |message: &Value| message["data"].as_str().unwrap().split(' ').next().unwrap().to_owned();
+        got.extend(messages.iter().map(number));
+    }
+    got.sort_unstable();
+    got.dedup();
+    assert_eq!(got.len(), 120, "each of them came once");
+}
+
+fn what_is_not_kept_is_told_to_nobody(backend: &str) {
+    let (server, _folder) = hub_of(backend, "history = 0", &[]);
+    let mut publisher = server.client();
+    let first = notify(&mut publisher, &json!({"data": "first"}))["id"].as_str().unwrap().to_owned();
+    let last = notify(&mut publisher, &json!({"data": "missed"}))["id"].clone();
+    let target = format!("/api/v1/listen?last_event_id={first}");
+    let mut socket = Socket::told(&server, &target);
+    let gap = socket.next().json();
+    assert_eq!((&gap["type"], &gap["from"], &gap["to"]), (&json!("gap"), &json!(first), &last));
+    let document: Value = serde_json::from_str(&server.client().get(&target).text()).unwrap();
+    assert_eq!((&document["gaps"][0]["to"], &document["messages"]), (&last, &json!([])));
+    let mut listener = stream(&server, "/api/v1/listen", &format!("Last-Event-ID: {first}\r\n"));
+    assert_eq!(event(&mut listener)[1], "event: gap");
+    notify(&mut publisher, &json!({"data": "next"}));
+    assert_eq!(socket.next().json()["data"], "next");
+    assert_eq!(event(&mut listener)[1], "data: next");
+    let mut bare = Socket::open(&server, &target, "");
+    assert_eq!(bare.expect_close(), 4409);
+}
+
+fn who_listens_leaves_place_for_publishers(backend: &str) {
+    let keys = "most_topics = 8\nhistory = { count = 10, bytes = '1MiB', age = '1s' }";
+    let (server, _folder) = hub_of(backend, keys, &[]);
+    let mut publisher = server.client();
+    (0..8).for_each(|number| drop(notify(&mut publisher, &json!({"topic": format!("old{number}"), "data": 1}))));
+    // Those that are old make place for six, and no more: the rest is for who publishes.
+    let mut sockets = Vec::new();
+    let mut listen = || {
+        let mut client = server.client();
+        client.send(request(&format!("/api/v1/listen?topic=new{}", sockets.len()), ""));
+        let is_in = client.head().unwrap().starts_with("HTTP/1.1 101 ");
+        sockets.extend(is_in.then_some(client));
+        sockets.len()
+    };
+    until("there is place", || listen() == 6);
+    (0..3).for_each(|_| assert_eq!(listen(), 6));
+    notify(&mut publisher, &json!({"topic": "fresh", "data": 1}));
+}
+
+fn pages_publish_with_a_key(backend: &str) {
+    let folder = crate::support::folder();
+    let (keys, file) = (folder.path().join("keys"), folder.path().join("hub.toml"));
+    // Of `secret`, by sha256sum(1).
+    let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+    std::fs::write(&keys, format!("shop:{hash}\n")).unwrap();
+    let said = format!("origins = ['https://shop.example']\nkeys = '{}'", keys.display());
+    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\n{said}\n")).unwrap();
+    let server = Server::start(backend, &["--config", file.to_str().unwrap()]);
+    let ask = |method: &str, name: &str, lines: &str, body: &str| {
+        let length = body.len();
+        let head = format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
+        let mut client = server.client();
+        client.send(format!("{head}{lines}\r\n{body}"));
+        let head = client.head().unwrap();
+        let allowed = fields(&head, "access-control-allow-origin").concat();
+        (head[9..12].to_owned(), allowed, fields(&head, "access-control-allow-methods").concat())
+    };
+    let page = "Origin: https://shop.example\r\n";
+    let key = &format!("{page}X-Api-Key: secret\r\n");
+    let origin = "https://shop.example";
+    let answer = |status: &str, methods: &str| (status.to_owned(), origin.to_owned(), methods.to_owned());
+    assert_eq!(ask("OPTIONS", "notify", page, ""), answer("204", "POST"));
+    assert_eq!(ask("OPTIONS", "listen", page, ""), answer("204", "GET"));
+    assert_eq!(ask("POST", "notify", key, r#"{"data":1}"#), answer("202", ""));
+    assert_eq!(ask("POST", "notify", key, "{"), answer("400", ""));
+    assert_eq!(ask("POST", "notify?topic=a", key, ""), answer("202", ""));
+    assert_eq!(ask("POST", "notify", page, r#"{"data":1}"#), answer("401", ""));
+    assert_eq!(ask("GET", "topics", key, ""), answer("200", ""));
+    let nobodys = |status: &str| (status.to_owned(), String::new(), String::new());
+    assert_eq!(ask("OPTIONS", "notify", "", ""), nobodys("405"));
+    assert_eq!(ask("OPTIONS", "notify", "Origin: https://other.example\r\n", ""), nobodys("403"));
+    assert_eq!(ask("OPTIONS", "notify", &format!("{page}Origin: https://other.example\r\n"), ""), nobodys("403"));
 }
 
 fn a_poll_that_is_answered_at_once_leaves_nothing(backend: &str) {
@@ -93,7 +194,7 @@ fn nobody_forges_what_happens_on_sockets(backend: &str) {
         kept.lock().unwrap().push((frame.to_owned(), head.to_owned()));
         Ok((JSON, b"{}".to_vec()))
     });
-    let lies = "Sec-WebSocket-Frame: text\r\nX-Socket-Id: 0-1-1\r\nx_socket_groups: admins\r\nX-Socket-Close: 1000\r\nX-Socket-Target: /lie\r\n";
+    let lies = "Sec-WebSocket-Frame: text\r\nX-Socket-Id: 0-1-1\r\nx_socket_groups: admins\r\nX-Socket-Close: 1000\r\nX-Socket-Target: /lie\r\nSec_WebSocket_Extensions: lie\r\n";
     let mut client = server.client();
     let forged = format!(
         "POST /v1/realtime HTTP/1.1\r\nHost: a\r\n{lies}Sec_WebSocket_Frame: text\r\nContent-Length: 2\r\n\r\nhi"
@@ -113,6 +214,7 @@ fn nobody_forges_what_happens_on_sockets(backend: &str) {
         ("x-socket-groups", 0),
         ("x-socket-close", 0),
         ("x-socket-target", 1),
+        ("sec-websocket-extensions", 0),
         ("accept-encoding", 0),
     ] {
         assert_eq!(fields(&head, name).len(), count, "{name}: {head}");

@@ -1,5 +1,6 @@
 //! Hubs: who listens gets every message once and in order, or is told that some are missing.
 
+mod acts;
 mod apps;
 mod attacks;
 mod bus;
@@ -163,6 +164,11 @@ pub fn event(client: &mut Client) -> Vec<String> {
 }
 
 pub fn stream(server: &Server, target: &str, lines: &str) -> Client {
+    stream_from(server, target, lines).0
+}
+
+/// A stream of events, and the id with which it begins.
+pub fn stream_from(server: &Server, target: &str, lines: &str) -> (Client, String) {
     let mut client = server.client();
     client.send(format!("GET {target} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n{lines}\r\n"));
     let head = client.head().unwrap();
@@ -170,7 +176,7 @@ pub fn stream(server: &Server, target: &str, lines: &str) -> Client {
     let retry = event(&mut client);
     let wait: u64 = retry[0].strip_prefix("retry: ").unwrap().parse().unwrap();
     assert!((1000..=2000).contains(&wait), "{wait}");
-    client
+    (client, retry[1].strip_prefix("id: ").unwrap().to_owned())
 }
 
 fn events_come_as_a_stream(backend: &str) {

@@ -1,5 +1,6 @@
 //! Hubs that share their messages over Redis and NATS, which go away and come back.
 
+use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -10,7 +11,7 @@ use super::{notify, post};
 use crate::sites::reload::free_ports;
 use crate::support::tls::localhost;
 use crate::support::websocket::Socket;
-use crate::support::{Server, on_every_backend, until};
+use crate::support::{PROGRAM, Server, on_every_backend, until};
 
 on_every_backend! {
     machines_share_over_redis
@@ -23,6 +24,8 @@ on_every_backend! {
     nats_is_spoken_to_with_tls
     machines_share_over_nats
     a_wrong_password_is_told
+    a_password_that_is_mended_loses_nothing
+    a_quiet_topic_is_told_of_a_new_epoch
 }
 
 /// A program that others share.
@@ -340,9 +343,65 @@ fn machines_share_over_nats(backend: &str) {
     servers.iter().for_each(is_connected);
     notify(&mut publishers[0], &json!({"data": "back"}));
     for socket in &mut sockets {
-        assert_eq!(socket.next().json()["type"], "gap", "nobody knows what was missed");
-        assert_eq!(data(socket), "back");
+        let mut next = socket.next().json();
+        assert_eq!(next["type"], "gap", "nobody knows what was missed");
+        while next["type"] == "gap" {
+            next = socket.next().json();
+        }
+        assert_eq!(next["data"], "back");
     }
+}
+
+fn a_quiet_topic_is_told_of_a_new_epoch(backend: &str) {
+    let folder = crate::support::folder();
+    let port = free_port();
+    let nats = Shared::nats(port, folder.path(), &[]);
+    let servers = two(backend, folder.path(), &format!("url = 'nats://127.0.0.1:{port}'"));
+    let mut socket = Socket::told(&servers[1], "/api/v1/listen?topic=quiet");
+    let mut bare = Socket::open(&servers[1], "/api/v1/listen?topic=quiet", "");
+    let mut poll = servers[1].client();
+    poll.send("GET /api/v1/listen?topic=quiet HTTP/1.1\r\nHost: a\r\n\r\n");
+    drop(nats);
+    until("they notice", || servers.iter().all(|server| state(server) == "away"));
+    notify(&mut servers[0].client(), &json!({"topic": "quiet", "data": "lost for the other"}));
+    let _nats = Shared::nats(port, folder.path(), &[]);
+    assert_eq!(socket.next().json()["type"], "gap");
+    assert_eq!(bare.expect_close(), 4409);
+    let document: Value = serde_json::from_str(&poll.answer().text()).unwrap();
+    assert_eq!(document["gaps"].as_array().unwrap().len(), 1, "{document}");
+}
+
+fn a_password_that_is_mended_loses_nothing(backend: &str) {
+    let folder = crate::support::folder();
+    let redis = Shared::redis(free_port(), folder.path(), &["--save", "", "--requirepass", "old"]);
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "old\n").unwrap();
+    let servers = two(
+        backend,
+        folder.path(),
+        &format!("url = 'redis://127.0.0.1:{}', password = {{ file = '{}' }}", redis.port, secret.display()),
+    );
+    let mut sockets: Vec<_> = servers.iter().map(|server| Socket::told(server, "/api/v1/listen")).collect();
+    notify(&mut servers[0].client(), &json!({"data": "first"}));
+    sockets.iter_mut().for_each(|socket| assert_eq!(data(socket), "first"));
+    let mut owner = TcpStream::connect(("127.0.0.1", redis.port)).unwrap();
+    let orders =
+        "AUTH old\r\nCONFIG SET requirepass new\r\nCLIENT KILL TYPE normal SKIPME yes\r\nCLIENT KILL TYPE pubsub\r\n";
+    owner.write_all(orders.as_bytes()).unwrap();
+    until("it lets nobody in", || servers.iter().all(|server| state(server) == "away"));
+    for number in 0..3 {
+        notify(&mut servers[0].client(), &json!({"data": number}));
+        assert_eq!(data(&mut sockets[0]), number);
+    }
+    std::fs::write(&secret, "new\n").unwrap();
+    for server in servers.iter().rev() {
+        let run = server.run().display().to_string();
+        let reload = Command::new(PROGRAM).args(["reload", "--wait", "--run-dir", &run]).output().unwrap();
+        assert!(reload.status.success(), "{}", String::from_utf8_lossy(&reload.stderr));
+    }
+    (0..3).for_each(|number| assert_eq!(data(&mut sockets[1]), number));
+    notify(&mut servers[0].client(), &json!({"data": "after"}));
+    sockets.iter_mut().for_each(|socket| assert_eq!(data(socket), "after"));
 }
 
 fn a_wrong_password_is_told(backend: &str) {

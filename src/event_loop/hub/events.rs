@@ -191,7 +191,7 @@ impl<B: Backend> Loop<B> {
             format!("X-Socket-Target: {}\r\n", String::from_utf8_lossy(request.target.path.of(input))).into_bytes();
         for field in self.heads.fields.iter() {
             let name = field.name.of(input);
-            let handshake = name.get(..14).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-websocket-"));
+            let handshake = name.get(..14).is_some_and(|start| is_same_to_apps(start, b"Sec-WebSocket-"));
             // What it answers is read here, and not by the client.
             let is_own = is_same_to_apps(name, b"Accept-Encoding") || dialect.has_own(name);
             let is_own = is_own || self.apps.routes.is_told(name);
@@ -398,7 +398,11 @@ impl<B: Backend> Loop<B> {
         if (response.busy || response.draining) && may_retry {
             return self.retry(key, RetryReason::Declined);
         }
-        if !is_whole(&input, response) {
+        let Some(is_here) = is_whole(&input, response) else {
+            let reason = "the answer to an event of a hub is broken";
+            return self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
+        };
+        if !is_here {
             if response.framing == Framing::UntilClose || input.len() >= LONGEST_ANSWER {
                 let reason = "the answer to an event of a hub is too long, or does not tell its length";
                 return self.finish(key, Ending::Failed { status: 502, reason, outcome: Some(Outcome::Malformed) });
@@ -420,10 +424,8 @@ impl<B: Backend> Loop<B> {
         }
         let answer = Reply { status, head: &head, body: &body };
         let is_good = (200..300).contains(&status);
-        let mut left_at = None;
         let (served, acts) = match self.hubs.events.opening.remove(&sock) {
-            Some(mut opening) => {
-                left_at = opening.wish.left_at();
+            Some(opening) => {
                 let served = opening.wish.served().clone();
                 let Some(acts) = self.let_in((key, sock), opening, series, &answer) else { return };
                 (Some(served), Ok(acts))
@@ -447,7 +449,7 @@ impl<B: Backend> Loop<B> {
         }
         let Some(served) = served else { return };
         match acts {
-            Ok(acts) => acts.into_iter().for_each(|act| self.carry_out(sock, &served, act, left_at.as_ref())),
+            Ok(acts) => acts.into_iter().for_each(|act| self.carry_out(sock, &served, act)),
             Err(reason) => {
                 self.count().hub_events_failed.add(1);
                 self.event_failed(sock, &reason);
@@ -470,9 +472,12 @@ impl<B: Backend> Loop<B> {
             client.exchange = Key::NONE;
         }
         let opened = match read(wish.served(), answer, true, &mut talk.grip) {
-            Ok(acts) => self.subscribe(sock, wish, series, Some(talk)).map(|status| (status, acts)),
+            Ok(acts) => self.welcome(sock, wish, talk, series, acts),
             Err(_) if !(200..300).contains(&answer.status) => Err(refusal(answer.status)),
-            Err(reason) => Err(No(502, reason)),
+            Err(reason) => {
+                self.refuse_taken(sock, wish.served(), &talk, series, code::ABNORMAL);
+                Err(No(502, reason))
+            }
         };
         match opened {
             Ok((status, acts)) => {
@@ -492,6 +497,54 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// Has a client listen whom its app lets in, to what it asks for and to what the app has it join, before it is told anything of either: its status, and
+    /// what else is to be done.
+    fn welcome(
+        &mut self,
+        sock: Sock,
+        mut wish: Wish,
+        talk: Talk,
+        series: u16,
+        acts: Vec<Act>,
+    ) -> Result<(u16, Vec<Act>), No> {
+        let (served, left_at) = (wish.served().clone(), wish.left_at());
+        let end_of = |act: &Act| match act {
+            Act::Close(code, _) => Some(*code),
+            Act::Cut => Some(code::ABNORMAL),
+            _ => None,
+        };
+        if let Some(code) = acts.iter().find_map(end_of).filter(|_| !wish.is_for_socket()) {
+            // Of what is no socket nothing is closed: it does not begin.
+            self.refuse_taken(sock, &served, &talk, series, code);
+            let for_others = acts.into_iter().filter(|act| matches!(act, Act::Spread { .. }));
+            for_others.for_each(|act| self.carry_out(sock, &served, act));
+            return Err(refusal(403));
+        }
+        let begun = self.find_begin(&wish);
+        let begun = begun.inspect_err(|_| self.refuse_taken(sock, &served, &talk, series, code::ABNORMAL))?;
+        let status = self.take_in(sock, wish, begun, series, Some(talk));
+        let is_change = |act: &Act| matches!(act, Act::Join(_) | Act::Leave(_));
+        let (changes, acts): (Vec<_>, Vec<_>) = acts.into_iter().partition(is_change);
+        for change in changes {
+            let told = match change {
+                Act::Join(topic) => self.join(sock, &served, &topic, left_at.as_ref()),
+                Act::Leave(topic) => self.leave(sock, &served, &topic),
+                _ => None,
+            };
+            told.iter().for_each(|text| self.tell_change(sock, text, true));
+        }
+        self.begin_to_tell(sock);
+        Ok((status, acts))
+    }
+
+    /// A client is refused whom its app takes for one that is in: the app is told of the end.
+    fn refuse_taken(&mut self, sock: Sock, served: &Arc<Served>, talk: &Talk, series: u16, code: u16) {
+        if !talk.is_over() {
+            let close = self.event(sock, served, series, talk, "", &Occasion::Close(code), b"");
+            self.follow(Key::NONE, served.clone(), close.map(|(close, _)| close), false);
+        }
+    }
+
     /// Tells a client that what it has said did not reach the app.
     fn event_failed(&mut self, sock: Sock, reason: &str) {
         if self.is_socket(sock) {
@@ -499,12 +552,21 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    /// Does what an app's answer wants. `sock` may be gone. `left_at`: it has come back just now, and was there.
-    fn carry_out(&mut self, sock: Sock, served: &Arc<Served>, act: Act, left_at: Option<&Positions>) {
+    /// Does what an app's answer wants. `sock` may be gone.
+    fn carry_out(&mut self, sock: Sock, served: &Arc<Served>, act: Act) {
         let is_socket = self.is_socket(sock);
         match act {
-            Act::Join(topic) => self.join(sock, served, &topic, left_at),
-            Act::Leave(topic) => self.leave(sock, served, &topic),
+            Act::Join(topic) => {
+                if let Some(text) = self.join(sock, served, &topic, None) {
+                    self.tell_change(sock, &text, false);
+                    self.catch_up(sock);
+                }
+            }
+            Act::Leave(topic) => {
+                if let Some(text) = self.leave(sock, served, &topic) {
+                    self.tell_change(sock, &text, false);
+                }
+            }
             Act::Spread { text, to, except } => self.spread(sock, served, &text, &to, &except),
             Act::Say(opcode, data) if is_socket => {
                 let mut frame = Vec::with_capacity(data.len() + encode::MOST_OF_HEADER);
@@ -518,7 +580,13 @@ impl<B: Backend> Loop<B> {
                 }
                 self.say(sock, &frame);
             }
-            Act::Close(code, reason) if is_socket => self.close_socket(sock, code, &reason),
+            Act::Close(code, reason) if is_socket => {
+                // What was said in the same breath comes before it.
+                self.catch_up(sock);
+                if self.is_socket(sock) {
+                    self.close_socket(sock, code, &reason);
+                }
+            }
             Act::Cut if is_socket => self.client_left(sock, How::Reset),
             // Who listens in another way has nothing of a socket; what is over was noted when it was read.
             Act::Say(..) | Act::Close(..) | Act::Cut | Act::Detach => {}
@@ -541,7 +609,13 @@ impl<B: Backend> Loop<B> {
         served.hub.lend(frame.clone());
         for target in to {
             if let Some(id) = SocketId::read(target) {
-                if usize::from(id.loop_index) < self.shared.postboxes.len() && !except.contains(&id.number()) {
+                if except.contains(&id.number()) {
+                    continue;
+                }
+                if id.loop_index == self.index {
+                    // At once: what the app wants next may be its end.
+                    self.told_by_app((id.sock, id.token), &served.hub, frame.clone());
+                } else if usize::from(id.loop_index) < self.shared.postboxes.len() {
                     let said = mailbox::Message::Say(id.sock, id.token, served.hub.clone(), frame.clone());
                     self.shared.postboxes.post(id.loop_index, said);
                 }
@@ -556,30 +630,31 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Has a subscriber listen to a topic more: from where it has left that when it comes back, else from now on. Who comes back and cannot say where it was
-    /// there is told of a gap, but for a topic that is named as the socket itself.
-    fn join(&mut self, sock: Sock, served: &Arc<Served>, name: &str, left_at: Option<&Positions>) {
+    /// there is told of a gap, but for a topic that is named as the socket itself. What it is to be told before it reads, if it does listen now.
+    fn join(&mut self, sock: Sock, served: &Served, name: &str, left_at: Option<&Positions>) -> Option<String> {
         let now = served.since(self.time.now);
-        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
+        let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_mut())?;
         if subscriber.topic_at(&self.hubs, name).is_some() {
-            return;
+            return None;
         }
         if subscriber.cursors.len() >= served.settings.room.topics_per_socket {
-            return self.not_joined(sock, name, &"it is one topic more than a client may listen to");
+            self.not_joined(sock, name, &"it is one topic more than a client may listen to");
+            return None;
         }
         // What bears its own name has begun with it.
         let is_new = SocketId::read(name).is_some_and(|id| id.number() == subscriber.number());
         let from = left_at.filter(|_| !is_new).map_or(From::Now, |positions| From::After(positions.of(name)));
         let subscribed = match served.hub.subscribe(now, name, self.index, from) {
             Ok(subscribed) => subscribed,
-            Err(refused) => return self.not_joined(sock, name, &refused),
+            Err(refused) => {
+                self.not_joined(sock, name, &refused);
+                return None;
+            }
         };
-        // What is missing is told when it reads on from there.
-        let at = subscribed.gap.map_or(subscribed.at, |gap| gap.from);
-        let cursor = Cursor::new(self.hubs.add(subscribed.topic, subscribed.end, sock), name, at);
-        subscriber.cursors.push(cursor);
+        let place = self.hubs.add(subscribed.topic, subscribed.end, sock);
+        subscriber.cursors.push(Cursor::new(place, name, subscribed.at, subscribed.gap));
         subscriber.alone = false;
-        self.tell_change(sock, &wire::subscribed(name, subscribed.at));
-        self.catch_up(sock);
+        Some(wire::subscribed(name, subscribed.at))
     }
 
     /// A socket does not listen to what its app has said.
@@ -591,24 +666,24 @@ impl<B: Backend> Loop<B> {
         }
     }
 
-    fn leave(&mut self, sock: Sock, served: &Arc<Served>, name: &str) {
-        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_mut()) else { return };
-        if let Some(at) = subscriber.topic_at(&self.hubs, name) {
-            subscriber.alone = false;
-            let cursor = subscriber.cursors.swap_remove(at);
-            self.leave_topic(served, &cursor);
-            self.tell_change(sock, &wire::unsubscribed(name));
-        }
+    /// Has a subscriber listen to a topic no more: what it is to be told, if it did.
+    fn leave(&mut self, sock: Sock, served: &Served, name: &str) -> Option<String> {
+        let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_mut())?;
+        let at = subscriber.topic_at(&self.hubs, name)?;
+        subscriber.alone = false;
+        let cursor = subscriber.cursors.swap_remove(at);
+        self.leave_topic(served, &cursor);
+        Some(wire::unsubscribed(name))
     }
 
-    /// Tells a client what it listens to now, so that it can say so when it comes back; as far as it can be told.
-    fn tell_change(&mut self, sock: Sock, text: &str) {
+    /// Tells a client what it listens to now, so that it can say so when it comes back; as far as it can be told. `begins`: it is told of all at once next.
+    fn tell_change(&mut self, sock: Sock, text: &str, begins: bool) {
         let Some(client) = self.table.client(sock) else { return };
         let chunked = client.http.is_chunked();
         let Some(subscriber) = &client.subscriber else { return };
         match subscriber.transport {
             Transport::Socket { told: true, .. } => self.say_text(sock, text),
-            Transport::Events => {
+            Transport::Events if !begins => {
                 let event = wire::id_event(&subscriber.positions());
                 self.say(sock, &framed(event.as_bytes(), chunked));
             }

@@ -19,13 +19,13 @@ use crate::http::fields::Kind;
 use crate::http::head::Request;
 use crate::http::reply;
 use crate::hub::wire::{self, Listen};
-use crate::hub::{Positions, Refused};
+use crate::hub::{Positions, Refused, Subscribed};
 use crate::websocket::decode::Decoder;
 use crate::websocket::handshake::{Handshake, Refusal, handshake, switching};
 
 use super::events::Talk;
 use super::socket::code;
-use super::{Cursor, Loop, Subscriber, Transport, framed, stand};
+use super::{Cursor, Loop, Subscriber, Transport, framed};
 use crate::apps::Served;
 
 /// The subprotocol in which messages come with their topics and ids.
@@ -46,6 +46,11 @@ pub(super) struct Wish {
 impl Wish {
     pub fn served(&self) -> &Arc<Served> {
         &self.served
+    }
+
+    /// Whether it asks for a WebSocket.
+    pub fn is_for_socket(&self) -> bool {
+        matches!(self.way, Way::Socket(_))
     }
 
     /// Where it was in all topics, if it comes back.
@@ -85,6 +90,10 @@ impl<B: Backend> Loop<B> {
         let listen =
             wire::listen(query_of(request.target.path.of(input)), last, served.settings.room.topics_per_socket)
                 .map_err(|reason| No(400, reason))?;
+        let settings = served.hub.settings();
+        if listen.topics.iter().any(|(name, _)| !settings.has_topic(name)) {
+            return Err(No(404, Refused::NoSuchTopic.to_string()));
+        }
         let way = match handshake(input, request, fields) {
             Ok(mut handshake) => {
                 handshake.deflate = handshake.deflate.filter(|_| served.settings.deflate);
@@ -106,33 +115,50 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Has a client listen, and answers it: the status.
-    pub(super) fn subscribe(&mut self, sock: Sock, wish: Wish, series: u16, talk: Option<Talk>) -> Result<u16, No> {
-        let Wish { served, way, listen, origin } = wish;
-        // It may have waited for the app's word while that was changed.
-        let served = self.hubs.newest(served);
-        let mut begun = Vec::with_capacity(listen.topics.len());
-        let now = served.since(self.time.now);
-        for (name, from) in listen.topics {
-            match served.hub.subscribe(now, &name, self.index, from) {
-                Ok(subscribed) => {
-                    // What is missing is told when it reads on from there.
-                    let at = subscribed.gap.map_or(subscribed.at, |gap| gap.from);
-                    begun.push((subscribed.topic, subscribed.end, at));
-                }
+    pub(super) fn subscribe(&mut self, sock: Sock, wish: Wish, series: u16) -> Result<u16, No> {
+        let begun = self.find_begin(&wish)?;
+        let status = self.take_in(sock, wish, begun, series, None);
+        self.begin_to_tell(sock);
+        Ok(status)
+    }
+
+    /// Where a client begins in each topic that it asks for.
+    pub(super) fn find_begin(&self, wish: &Wish) -> Result<Vec<Subscribed>, No> {
+        let hub = &wish.served.hub;
+        let mut begun = Vec::with_capacity(wish.listen.topics.len());
+        let now = wish.served.since(self.time.now);
+        for (name, from) in &wish.listen.topics {
+            match hub.subscribe(now, name, self.index, *from) {
+                Ok(subscribed) => begun.push(subscribed),
                 Err(refused) => {
-                    begun.iter().for_each(|(topic, ..)| served.hub.unsubscribe(topic, self.index));
+                    begun.iter().for_each(|Subscribed { topic, .. }| hub.unsubscribe(topic, self.index));
                     let status = if refused == Refused::NoSuchTopic { 404 } else { 503 };
                     return Err(No(status, refused.to_string()));
                 }
             }
         }
-        let cursors = begun.into_iter().map(|(topic, end, at)| {
-            let name = topic.clone();
-            Cursor::new(self.hubs.add(topic, end, sock), name.name(), at)
-        });
-        let cursors: Vec<_> = cursors.collect();
+        Ok(begun)
+    }
+
+    /// A client that begins there listens, and is sent the head of its answer: the status. What comes behind that is told by [`Loop::begin_to_tell`].
+    pub(super) fn take_in(
+        &mut self,
+        sock: Sock,
+        wish: Wish,
+        begun: Vec<Subscribed>,
+        series: u16,
+        talk: Option<Talk>,
+    ) -> u16 {
+        let Wish { served, way, origin, .. } = wish;
+        // It may have waited for the app's word while that was changed.
+        let served = self.hubs.newest(served);
+        let begin = |Subscribed { topic, at, gap, end, .. }| {
+            let place = self.hubs.add(Arc::clone(&topic), end, sock);
+            Cursor::new(place, topic.name(), at, gap)
+        };
+        let cursors: Vec<_> = begun.into_iter().map(begin).collect();
         self.become_state(sock, State::WritingResponse);
-        let transport = self.answer_subscriber(sock, way, &cursors, origin.as_deref());
+        let transport = self.answer_subscriber(sock, way, origin.as_deref());
         let status = if matches!(transport, Transport::Socket { .. }) { 101 } else { 200 };
         self.hubs.subscribers += 1;
         self.gauge(&transport).increment();
@@ -162,12 +188,24 @@ impl<B: Backend> Loop<B> {
         if self.accepting.draining {
             self.subscriber_drains(sock);
         }
+        status
+    }
+
+    /// Tells a client that has just begun to listen where it is, where it is to know that, and all that it has not had.
+    pub(super) fn begin_to_tell(&mut self, sock: Sock) {
+        let Some(client) = self.table.client(sock) else { return };
+        let chunked = client.http.is_chunked();
+        let Some(subscriber) = &client.subscriber else { return };
+        if matches!(subscriber.transport, Transport::Events) {
+            let at = subscriber.positions();
+            let begin = wire::preamble(RETRY, RETRY, self.random(), &at);
+            self.say(sock, &framed(begin.as_bytes(), chunked));
+        }
         self.catch_up(sock);
-        Ok(status)
     }
 
     /// Sends the head of the answer to a client that listens.
-    fn answer_subscriber(&mut self, sock: Sock, way: Way, cursors: &[Cursor], origin: Option<&[u8]>) -> Transport {
+    fn answer_subscriber(&mut self, sock: Sock, way: Way, origin: Option<&[u8]>) -> Transport {
         let date = self.time.day.date;
         let mut head = Vec::with_capacity(256);
         let transport = match way {
@@ -199,9 +237,6 @@ impl<B: Backend> Loop<B> {
                 head.extend_from_slice(
                     &[b"Date: ", &date[..], reply::connection(client.http.version, client.http.keep_alive)].concat(),
                 );
-                let at = stand(cursors, cursors.len() == 1);
-                let begin = wire::preamble(RETRY, RETRY, self.random(), &at);
-                head.extend_from_slice(&framed(begin.as_bytes(), chunked));
                 Transport::Events
             }
         };

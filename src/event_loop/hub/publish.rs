@@ -1,6 +1,5 @@
 //! Requests to a hub: who may ask for what, a request becomes a message, and answers that are one document.
 
-use std::fmt::Write;
 use std::sync::Arc;
 
 use crate::access::scheme;
@@ -57,7 +56,7 @@ impl Exchange {
 
 /// Topics that are shown at once; `behind=NAME` asks for the next.
 const MOST_SHOWN: usize = 1000;
-/// Bytes of messages of a topic in one answer, at least as far as the first of them goes.
+/// Bytes of messages in one answer, but for the last of them. Who has not had all of them by then asks again.
 const POLL_BYTES: usize = 256 * 1024;
 
 /// What a request asks of a hub.
@@ -83,7 +82,10 @@ impl<B: Backend> Loop<B> {
             return Asked::Nothing;
         };
         let (served, series) = (served.clone(), *series);
-        let asked = self.read_asked(&served, sock, input, request);
+        let (page, asked) = match self.page_of(&served, sock, input, request) {
+            Ok(page) => (page, self.read_asked(&served, sock, input, request)),
+            Err(no) => (String::new(), Err(no)),
+        };
         if let Ok(Some(_)) = asked {
             self.keep_rest(sock, input, request);
         }
@@ -91,7 +93,7 @@ impl<B: Backend> Loop<B> {
             Some(wish) if served.app.is_some() => {
                 self.ask_to_open(sock, series, wish, input, request).map(|()| Some(0)).map_err(|no| self.no(&no))
             }
-            Some(wish) => self.subscribe(sock, wish, series, None).map(Some).map_err(|no| self.no(&no)),
+            Some(wish) => self.subscribe(sock, wish, series).map(Some).map_err(|no| self.no(&no)),
             None => Ok(None),
         });
         match asked {
@@ -106,12 +108,29 @@ impl<B: Backend> Loop<B> {
                 Asked::Listens
             }
             Err(direct) => {
+                let direct = direct.with_lines(page.as_bytes());
                 self.counters.of_series(series).answered_here(direct.status());
                 let keep_alive = self.keeps_alive(request);
                 let date = &self.time.day.date;
                 Asked::Answer(Written::new(&direct, &mut self.memory.scratch, date, request, keep_alive))
             }
         }
+    }
+
+    /// The lines by which the page that asks may read its answer, where one asks and may.
+    fn page_of(&self, served: &Served, sock: Sock, input: &[u8], request: &Request) -> Result<String, Direct> {
+        let secure = matches!(self.table.role(sock), Role::Client(client) if client.arrival.secure);
+        let authority = request.authority.of(input);
+        let fields = self.heads.fields.iter().filter(|field| field.name.of(input).eq_ignore_ascii_case(b"origin"));
+        let mut origins = fields.map(|field| field.value.of(input));
+        let Some(origin) = origins.next() else { return Ok(String::new()) };
+        let may = served.settings.origins.iter().any(|known| known.admits(origin, authority, secure));
+        // No browser says two: whoever reads another one than this does would be deceived.
+        if !may || origins.next().is_some() {
+            self.count().hub_refused.add(1);
+            return Err(self.no(&No::because(403, "pages of this origin may not use this hub")));
+        }
+        Ok(readable_by(origin))
     }
 
     /// What it asks for: to listen, or else to publish; or its answer.
@@ -124,19 +143,15 @@ impl<B: Backend> Loop<B> {
     ) -> Result<Option<Wish>, Direct> {
         let path = request.target.path_bytes(input);
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let secure = matches!(self.table.role(sock), Role::Client(client) if client.arrival.secure);
-        let authority = request.authority.of(input);
-        if let Some(origin) = self.heads.fields.find_name(input, "origin")
-            && !served.settings.origins.iter().any(|known| known.admits(origin, authority, secure))
-        {
-            self.count().hub_refused.add(1);
-            return Err(self.no(&No::because(403, "pages of this origin may not use this hub")));
-        }
+        let is_of_page = self.heads.fields.find_name(input, "origin").is_some();
         let wants = match (name, request.method) {
             (b"listen", Method::Get) => {
                 return self.wish(served, input, request).map(Some).map_err(|no| self.no(&no));
             }
             (b"notify", Method::Post) | (b"topics", Method::Get | Method::Head) => name,
+            (b"listen", Method::Options) if is_of_page => return Err(preflight("GET")),
+            (b"notify", Method::Options) if is_of_page => return Err(preflight("POST")),
+            (b"topics", Method::Options) if is_of_page => return Err(preflight("GET, HEAD")),
             (b"listen", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}GET")))),
             (b"topics", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}GET, HEAD")))),
             (b"notify", _) => return Err(self.no(&No(405, format!("{ASKED_WITH}POST")))),
@@ -191,9 +206,10 @@ impl<B: Backend> Loop<B> {
         let Some(key) = self.begin_exchange(stream, exchange, &input) else { return };
         input.advance(request.len);
         match request.framing {
+            // An empty message, or no document.
             Framing::None => {
                 self.keep_input(stream.connection, input);
-                self.fail(key, 400, "there is nothing to publish: the request has no body");
+                self.publish(key);
             }
             Framing::Length(length) if length > most => self.fail(key, 413, TOO_BIG),
             _ => {
@@ -227,11 +243,12 @@ impl<B: Backend> Loop<B> {
         let body = exchange.request.body.iter().map(|block| &block[..]).collect::<Vec<_>>().concat();
         exchange.request.body = Vec::new();
         let now = served.since(self.time.now);
+        let [origin] = find_lines(head, [b"origin"]);
+        let page = if origin.is_empty() { String::new() } else { readable_by(origin) };
         let answer = || {
-            let (postboxes, loop_index) = (self.shared.postboxes.clone(), self.index);
+            let (postboxes, loop_index, page) = (self.shared.postboxes.clone(), self.index, page.clone());
             Box::new(move |outcome: Result<Published, Refused>| {
-                let (status, text) = told(outcome);
-                let reply = reply(key, status, &text);
+                let reply = reply(key, told(outcome), page);
                 postboxes.post(loop_index, mailbox::Message::Document(reply));
             })
         };
@@ -245,7 +262,7 @@ impl<B: Backend> Loop<B> {
             Ok(Ok(None)) => self.count().hub_messages.add(1),
             Ok(Ok(Some((topic, published)))) => {
                 self.published_here(&served, &topic, &published);
-                self.answer_json(key, 202, &wire::published(&published));
+                self.document_came(reply(key, told(Ok(published)), page));
             }
             Ok(Err(refused)) => {
                 self.count().errors.add(1);
@@ -254,12 +271,11 @@ impl<B: Backend> Loop<B> {
                 {
                     client.http.keep_alive &= refused != Refused::Moved;
                 }
-                let (status, text) = told(Err(refused));
-                self.answer_json(key, status, &text);
+                self.document_came(reply(key, told(Err(refused)), page));
             }
             Err((status, reason)) => {
                 self.count().errors.add(1);
-                self.answer_json(key, status, &wire::error(None, &reason));
+                self.document_came(reply(key, (status, wire::error(None, &reason)), page));
             }
         }
     }
@@ -286,38 +302,24 @@ impl<B: Backend> Loop<B> {
 
     /// Answers a client that waits for the next messages, if there are any, or if it has waited long enough.
     pub(super) fn answer_poll(&mut self, sock: Sock, waited: bool) {
-        let Some(client) = self.table.client(sock) else { return };
-        let Some(subscriber) = &mut client.subscriber else { return };
-        let me = subscriber.number();
-        let Transport::Poll(origin) = &subscriber.transport else { return };
-        let (mut messages, mut gaps, mut count, mut missing) = (String::new(), String::new(), 0, 0);
-        let add = |list: &mut String, text: &str| {
-            let _ = write!(list, "{}{text}", if list.is_empty() { "" } else { "," });
-        };
-        for cursor in &mut subscriber.cursors {
-            let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { continue };
-            self.hubs.read.clear();
-            let read = local.topic.read(cursor.at, POLL_BYTES, &mut self.hubs.read);
-            cursor.at = read.at;
-            read.gap.iter().for_each(|gap| add(&mut gaps, &wire::gap(local.topic.name(), gap)));
-            missing += u64::from(read.gap.is_some());
-            for message in self.hubs.read.iter().filter(|message| !message.is_not_for(me)) {
-                add(&mut messages, &message.envelope());
-                count += 1;
-            }
-        }
-        if count == 0 && missing == 0 && !waited {
+        let Some(Polled { document, messages, gaps }) = self.poll(sock) else { return };
+        let is_empty = messages == 0 && gaps == 0;
+        if is_empty && !waited {
             return;
         }
-        let at = subscriber.positions();
-        let document = format!("{{\"messages\":[{messages}],\"gaps\":[{gaps}],\"last_event_id\":\"{at}\"}}\n");
-        self.counters.hub_deliveries.add(count);
-        self.counters.hub_gaps.add(missing);
-        let origin = origin.as_ref().map_or_else(String::new, |origin| {
-            format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
-        });
-        let lines = format!("Content-Type: application/json\r\nCache-Control: no-store\r\n{origin}");
-        let direct = Direct::with(200, &lines, document.as_bytes());
+        let Some(subscriber) = self.table.client(sock).and_then(|client| client.subscriber.as_ref()) else { return };
+        let Transport::Poll(origin) = &subscriber.transport else { return };
+        let origin = origin.as_deref().map_or_else(String::new, readable_by);
+        // Those who take nothing go before who asks is refused for what waits for them.
+        let direct = if is_empty || self.memory.has_room() || self.cut_slow() {
+            self.counters.hub_deliveries.add(messages);
+            self.counters.hub_gaps.add(gaps);
+            let lines = format!("Content-Type: application/json\r\nCache-Control: no-store\r\n{origin}");
+            Direct::with(200, &lines, document.as_bytes())
+        } else {
+            self.count().memory_refused.add(1);
+            self.no(&No::because(503, "the server has no memory left for answers")).with_lines(origin.as_bytes())
+        };
         let keep_alive = self.decide_keep_alive(sock);
         let Some(client) = self.table.client(sock) else { return };
         let version = client.http.version;
@@ -330,13 +332,71 @@ impl<B: Backend> Loop<B> {
         self.stream_over(Stream { connection: sock, id: 0 });
     }
 
-    fn answer_json(&mut self, exchange: Key, status: u16, text: &str) {
-        self.document_came(reply(exchange, status, text));
+    /// What there is for a client that waits for the next messages. It has been told of them then.
+    fn poll(&mut self, sock: Sock) -> Option<Polled> {
+        let random = self.random() as usize;
+        let subscriber = self.table.client(sock)?.subscriber.as_mut()?;
+        let (me, topics) = (subscriber.number(), subscriber.cursors.len());
+        let (mut said, mut gaps, mut count) = (vec![Vec::new(); topics], Vec::new(), 0);
+        let mut left = POLL_BYTES;
+        // Another topic is the first each time, so that none is always behind the others where not all of them fit.
+        for (turn, at) in (0..topics).map(|turn| (turn, (turn + random % topics) % topics)) {
+            let cursor = &mut subscriber.cursors[at];
+            let Some(local) = self.hubs.topics.get(cursor.topic as usize).and_then(Option::as_ref) else { continue };
+            if left == 0 {
+                break;
+            }
+            self.hubs.read.clear();
+            let read = cursor.read(&local.topic, left / (topics - turn), &mut self.hubs.read);
+            gaps.extend(read.gap.map(|gap| wire::gap(local.topic.name(), &gap)));
+            cursor.at = read.gap.map_or(cursor.at, |gap| gap.to);
+            for message in &self.hubs.read {
+                if left == 0 {
+                    break;
+                }
+                cursor.at = message.position();
+                if !message.is_not_for(me) {
+                    let text = message.envelope();
+                    left = left.saturating_sub(text.len());
+                    said[at].push(text);
+                    count += 1;
+                }
+            }
+            cursor.at = if left == 0 { cursor.at } else { read.at };
+        }
+        let (messages, at) = (said.concat().join(","), subscriber.positions());
+        let document =
+            format!("{{\"messages\":[{messages}],\"gaps\":[{}],\"last_event_id\":\"{at}\"}}\n", gaps.join(","));
+        Some(Polled { document, messages: count, gaps: gaps.len() as u64 })
     }
 }
 
-fn reply(exchange: Key, status: u16, text: &str) -> desk::Reply {
-    desk::Reply { exchange, status, content_type: "application/json", body: Arc::from(text.as_bytes()) }
+/// What there is for a client that asks for one answer: as a document, and how much that has of what.
+struct Polled {
+    document: String,
+    messages: u64,
+    gaps: u64,
+}
+
+/// The lines that have a browser give an answer to a page of that origin (<https://fetch.spec.whatwg.org/#http-responses>).
+fn readable_by(origin: &[u8]) -> String {
+    format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
+}
+
+/// What a browser is told that asks whether a page may ask for something (<https://fetch.spec.whatwg.org/#cors-preflight-fetch>).
+fn preflight(methods: &str) -> Direct {
+    let fields = "Authorization, X-Api-Key, Content-Type, Last-Event-ID";
+    let methods = format!("Access-Control-Allow-Methods: {methods}\r\n");
+    Direct::with(
+        204,
+        &format!("{methods}Access-Control-Allow-Headers: {fields}\r\nAccess-Control-Max-Age: 600\r\n"),
+        b"",
+    )
+}
+
+/// A document for an exchange, with further lines of its head.
+fn reply(exchange: Key, (status, text): (u16, String), lines: String) -> desk::Reply {
+    desk::Reply { exchange, status, content_type: "application/json", lines, body: Arc::from(text.as_bytes()) }
 }
 
 const TOO_BIG: &str = "the message is larger than this hub takes";

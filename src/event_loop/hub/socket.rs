@@ -236,16 +236,10 @@ impl<B: Backend> Loop<B> {
                 match served.hub.subscribe(served.since(self.time.now), &topic, self.index, from) {
                     Err(refused) => wire::error(Some(&topic), &refused),
                     Ok(subscribed) => {
-                        let (name, at) = (subscribed.topic.clone(), subscribed.at);
                         let place = self.hubs.add(subscribed.topic, subscribed.end, sock);
-                        let cursor = Cursor::new(place, name.name(), at);
-                        subscriber.cursors.push(cursor);
-                        let answer = wire::subscribed(name.name(), at);
-                        self.say_text(sock, &answer);
-                        if subscribed.gap.is_none_or(|gap| self.tell_gap(sock, &name, &gap)) {
-                            self.catch_up(sock);
-                        }
-                        return;
+                        subscriber.cursors.push(Cursor::new(place, &topic, subscribed.at, subscribed.gap));
+                        self.say_text(sock, &wire::subscribed(&topic, subscribed.at));
+                        return self.catch_up(sock);
                     }
                 }
             }
