@@ -5,6 +5,7 @@ use std::time::Duration;
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
+use crate::connection::Stream;
 use crate::exchange::Exchange;
 use crate::http::fields::Shown;
 use crate::http::head::Request;
@@ -81,7 +82,7 @@ impl<B: Backend> Loop<B> {
             bytes: exchange.answer.bytes,
             took: Took {
                 duration_us,
-                queue_us: times.granted.map(|_| waited.as_micros() as u64),
+                queue_us: (times.queued || times.granted.is_some()).then(|| waited.as_micros() as u64),
                 upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             },
             app: self.apps.shown_app(exchange.series),
@@ -96,6 +97,17 @@ impl<B: Backend> Loop<B> {
                 self.time.day.micros(now).saturating_sub(duration_us),
             )
         });
+    }
+
+    /// What waits in memory for a client that has left has not been sent to it. Between its bytes lies as much framing as between all.
+    #[cold]
+    pub fn take_back_unsent(&mut self, key: Key, stream: Stream) {
+        let (unsent, has_chunks) = (self.unsent(stream.connection) as u64, self.stream_takes_chunks(stream));
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let answer = &mut exchange.answer;
+        let framing = if has_chunks { answer.reader.overhead(answer.bytes) } else { 0 };
+        let of_body = u128::from(unsent) * u128::from(answer.bytes) / u128::from(answer.bytes + framing).max(1);
+        answer.bytes = answer.bytes.saturating_sub(u64::try_from(of_body).unwrap_or(u64::MAX));
     }
 
     /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood; `shown` is what of it the

@@ -233,7 +233,7 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_clients_gone_total",
         &[],
-        "Requests whose client left before their end.",
+        "Requests whose client left before their end, or took nothing of their answer for so long that it was cut.",
         |sample, points| {
             total(sample, points, |totals| totals.client_gone);
         },
