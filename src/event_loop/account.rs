@@ -83,7 +83,7 @@ impl<B: Backend> Loop<B> {
             bytes: exchange.answer.bytes,
             took: Took {
                 duration_us,
-                queue_us: (times.queued || times.granted.is_some()).then(|| waited.as_micros() as u64),
+                queue_us: (times.queued || times.granted.is_some()).then_some(waited.as_micros() as u64),
                 upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             },
             app: self.apps.shown_app(exchange.series),
