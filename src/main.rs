@@ -1,6 +1,6 @@
 //! Arguments in, exit code out.
 
-use std::io::Write;
+use std::io::{self, ErrorKind, Write};
 use std::process::ExitCode;
 
 use production_server::config::{self, Environment, Inputs, Invocation};
@@ -22,11 +22,7 @@ fn main() -> ExitCode {
         Ok(Invocation::HashPassword(wanted)) => hash_password::main(&wanted),
         Ok(Invocation::Exec(arguments)) => supervisor::exec::main(arguments.into_iter()),
         Ok(Invocation::Guard(arguments)) => supervisor::guard::main(arguments.into_iter()),
-        Ok(Invocation::Print(text)) => {
-            // A reader that has gone (`--help | head`) is no error.
-            let _ = text.print();
-            ExitCode::SUCCESS
-        }
+        Ok(Invocation::Print(text)) => printed(text.print()),
         Err(refusal) => {
             if let Some(predecessor) = Channel::of_this_process() {
                 predecessor.fail(&refusal.line);
@@ -38,8 +34,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// A reader that has gone (`config schema | head`) is no error.
 fn print(text: &[u8]) -> ExitCode {
-    let _ = std::io::stdout().write_all(text);
-    ExitCode::SUCCESS
+    printed(std::io::stdout().write_all(text))
+}
+
+/// What comes of a text for stdout: a reader that has gone (`--help | head`) is no error, and whatever else keeps it from its reader is one.
+fn printed(written: io::Result<()>) -> ExitCode {
+    match written.and_then(|()| io::stdout().flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            let _ = writeln!(io::stderr(), "error: cannot write to stdout: {error}");
+            ExitCode::from(server::exit::SYSTEM)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }

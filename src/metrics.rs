@@ -316,7 +316,7 @@ counters! {
     hub_closed_silent,
     /// WebSockets of hubs that ended without a close otherwise.
     hub_closed_lost,
-    /// Requests whose client left before the answer was whole.
+    /// Requests whose client left before it had the whole answer, or did not take it in time.
     client_gone,
     of apps:
     /// Requests given to a second worker.

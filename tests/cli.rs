@@ -53,6 +53,25 @@ fn a_mistake_is_one_line_on_stderr_and_nothing_is_started() {
 }
 
 #[test]
+fn a_text_that_cannot_be_written_is_an_error() {
+    for arguments in [&["--help"][..], &["--version"], &["man"], &["completions", "bash"], &["config", "schema"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let output = Command::new(crate::support::PROGRAM).args(arguments).env_clear().stdout(full).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            said.starts_with("error: cannot write to stdout: ") && said.lines().count() == 1,
+            "{arguments:?}: {said}"
+        );
+        assert_eq!(output.status.code(), Some(71), "{arguments:?}");
+        // A reader that has gone is none.
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let output = Command::new(crate::support::PROGRAM).args(arguments).env_clear().stdout(writer).output().unwrap();
+        assert_eq!((output.status.code(), output.stderr.len()), (Some(0), 0), "{arguments:?}");
+    }
+}
+
+#[test]
 fn help_and_version_go_to_stdout() {
     let version = run(&["--version"], &[]);
     let expected = format!("production_server {}\n", env!("CARGO_PKG_VERSION"));

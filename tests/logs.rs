@@ -15,6 +15,7 @@ on_every_backend! {
     a_log_that_nobody_reads_holds_no_request_up
     the_time_of_a_line_is_when_its_request_came
     the_app_of_a_line_is_the_one_that_the_request_is_counted_for
+    a_refused_request_is_told_as_far_as_it_was_read
 }
 
 fn lines(path: &Path) -> Vec<serde_json::Value> {
@@ -114,6 +115,39 @@ fn a_log_that_nobody_reads_holds_no_request_up(backend: &str) {
     let written = reader.join().unwrap();
     assert!((1..sent).contains(&written), "{written} of {sent}");
     until("it is said how many were lost", || server.has_said("log lines were dropped"));
+}
+
+/// What was wrong, or did not come, is behind what was read.
+fn a_refused_request_is_told_as_far_as_it_was_read(backend: &str) {
+    let folder = folder();
+    let log = folder.path().join("access.log");
+    let flags = ["--respond", "ok", "--access-log", log.to_str().unwrap(), "--header-timeout", "300ms"];
+    let server = Server::start(backend, &[&flags[..], &["--max-head", "2KiB", "--redact-query", "token"]].concat());
+    let long = format!("GET /long HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "x".repeat(3000));
+    let cases = [
+        ("GET /none?token=x HTTP/1.1\r\n\r\n", 400, ["GET", "/none", "1.1", ""]),
+        ("\r\nPOST /te HTTP/1.0\r\nHost: a:80\r\nTransfer-Encoding: x\r\n\r\n", 400, ["POST", "/te", "1.0", "a"]),
+        ("GET /expects HTTP/1.1\r\nHost: a\r\nExpect: x\r\n\r\n", 417, ["GET", "/expects", "1.1", "a"]),
+        ("GET /later HTTP/3.0\r\nHost: a\r\n\r\n", 505, ["GET", "/later", "3.0", "a"]),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a:1\r\n\r\n", 501, ["CONNECT", "a:1", "1.1", "a"]),
+        ("GET /field HTTP/1.1\r\nX Y: 1\r\nHost: a\r\n\r\n", 400, ["GET", "/field", "1.1", "a"]),
+        (&long, 431, ["GET", "/long", "1.1", "a"]),
+        ("GET /slow HTTP/1.1\r\nHost: a\r\n", 408, ["GET", "/slow", "1.1", "a"]),
+        ("GET /sl", 408, [""; 4]),
+        ("\x16\x03\x01\x02\r\n\r\n", 400, [""; 4]),
+        ("GET two words HTTP/1.1\r\nHost: a\r\n\r\n", 400, [""; 4]),
+    ];
+    for (index, (request, status, told)) in cases.into_iter().enumerate() {
+        let mut client = server.client();
+        client.send(request);
+        assert_eq!(client.answer().status, status, "{request:?}");
+        until("its line is written", || lines(&log).len() > index);
+        let line = &lines(&log)[index];
+        let names = ["http.request.method", "url.path", "network.protocol.version", "server.address"];
+        let found = names.map(|name| line.get(name).map_or("", |value| value.as_str().unwrap()));
+        assert_eq!((found, &line["http.response.status_code"]), (told, &status.into()), "{request:?}");
+    }
+    assert_eq!(lines(&log)[0]["url.query"], "token=[redacted]");
 }
 
 const SITE: &str = r#"

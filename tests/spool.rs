@@ -29,6 +29,7 @@ on_every_backend! {
     what_is_to_arrive_bit_by_bit_is_not_spooled
     the_access_line_tells_what_has_left
     the_framing_of_chunks_is_not_told_as_left
+    an_answer_is_told_of_once_its_client_has_it
     an_upload_holds_no_worker_before_it_is_whole
     an_upload_is_sent_again_to_another_worker
     where_the_disk_takes_no_more_of_an_upload_the_rest_streams
@@ -403,6 +404,43 @@ fn the_access_line_tells_what_has_left(backend: &str) {
     );
     let bytes = of("/chunked")["http.response.body.size"].as_u64().unwrap();
     assert!(0 < bytes && bytes < LONG as u64, "{bytes}");
+}
+
+/// Whether the rest waits in memory alone or in a file, too: what its client has not been sent is not told as sent, and who has left or takes
+/// nothing has no whole answer.
+fn an_answer_is_told_of_once_its_client_has_it(backend: &str) {
+    for memory in ["256MiB", "2MiB"] {
+        for leaves in [true, false] {
+            let (source, folder) = (Source::new(LONG), folder());
+            let log = folder.path().join("access.log");
+            let patience = if leaves { "60s" } else { "1s" };
+            let flags = ["--buffer-bytes", memory, "--write-timeout", patience, "--queue-timeout-ms", "60000"];
+            let format = ["--access-log", log.to_str().unwrap(), "--access-log-format", "json"];
+            let server = Server::before(backend, &source.worker.url, &[&flags[..], &format].concat());
+            let mut client = Client::of(&server);
+            client.read_little();
+            client.begin("/chunked");
+            source.gives(1);
+            // It has the worker, and so its line, only when that is free.
+            small(&server);
+            let lines = || std::fs::read_to_string(&log).unwrap_or_default();
+            until("the other's line is written", || lines().contains("/small"));
+            let counts = |name| counted(&server, name);
+            if leaves {
+                assert!(!lines().contains("/chunked"), "{}", lines());
+                assert_eq!(counts("client_gone"), 0);
+                client.reset();
+            }
+            until("it is gone", || counts("client_gone") == 1);
+            assert_eq!(counts("timeouts"), u64::from(!leaves));
+            until("its line is written", || lines().contains("/chunked"));
+            let line = lines().lines().find(|line| line.contains("/chunked")).map(str::to_owned).unwrap();
+            let line: Value = serde_json::from_str(&line).unwrap();
+            assert_eq!(line["http.response.status_code"], 200);
+            let (bytes, sent) = (line["http.response.body.size"].as_u64().unwrap(), counts("bytes_sent"));
+            assert!(0 < bytes && bytes < sent && sent < LONG as u64, "{bytes} of {sent}");
+        }
+    }
 }
 
 /// Where others gather all that may be gathered for the disk, one more waits for them, and not for its client.

@@ -269,7 +269,8 @@ pub trait Backend: Sized {
     /// [`BULK_BYTES`] at a time, and [`FILES_A_TURN`] for all in a turn.
     fn send_file(&mut self, sock: Sock, file: &File, at: u64, count: u64) -> Handed;
 
-    /// Bytes queued that the kernel has not taken yet.
+    /// Bytes queued that the kernel has not taken yet; of an accepted socket whose sending half has failed, until it is closed, those that it
+    /// never will.
     fn unsent(&self, sock: Sock) -> usize;
 
     /// Whether the peer has not taken all that it was offered since [`Event::Full`] has told so: what is queued, or bytes of a file.

@@ -253,6 +253,13 @@ impl Outboxes {
         outbox.bytes = 0;
     }
 
+    /// Drops everything queued, which will never leave: [`Outbox::bytes`] goes on to say how much that was.
+    pub fn abandon(&mut self, outbox: &mut Outbox) {
+        let bytes = outbox.bytes;
+        self.clear(outbox);
+        outbox.bytes = bytes;
+    }
+
     /// Counts the blocks of the pool in which pieces lie.
     pub fn count_blocks(&self, census: &mut Census) {
         for node in &self.nodes {
@@ -310,6 +317,8 @@ mod tests {
         assert!(one.is_empty() && two.is_empty() && nodes.is_empty());
         nodes.push(&mut one, Piece::Static(b"again"));
         assert_eq!(nodes.nodes.len(), 3, "nodes are used again");
+        nodes.abandon(&mut one);
+        assert!((one.is_empty(), one.bytes(), nodes.is_empty()) == (true, 5, true), "how much it was is known");
     }
 
     /// A block of the pool with these bytes.

@@ -222,7 +222,7 @@ impl<B: Backend> Loop<B> {
             // Nothing is being answered. Answers of earlier requests may still be on their way.
             return self.close_client(sock, How::Flushed);
         };
-        let wants = closes || more || exchange.app.settings.answering.serve_half_closed;
+        let wants = closes || more || exchange.is_over() || exchange.app.settings.answering.serve_half_closed;
         match exchange.phase {
             Phase::Tunnel { .. } => _ = self.tunnel_way_ended(key, true),
             // Whether all of a body is here that waits for its worker, is seen when it is read.

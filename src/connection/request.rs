@@ -98,7 +98,7 @@ impl<B: Backend> Loop<B> {
             Ok(Some(request)) => self.take_request(sock, input, &request),
             Ok(None) => self.wait_for_head(sock, input),
             Err(refusal) => {
-                self.refuse(sock, refusal.status, &refusal.to_string());
+                self.refuse_unread(sock, &input, (refusal.status, &refusal.to_string()));
                 Step::Stop
             }
         }
@@ -108,7 +108,7 @@ impl<B: Backend> Loop<B> {
     fn wait_for_head(&mut self, sock: Sock, input: Block) -> Step {
         if !self.memory.has_reserve() {
             self.count().memory_refused.add(1);
-            self.refuse(sock, 503, "the server has no memory left for requests that come in parts");
+            self.refuse_unread(sock, &input, (503, "the server has no memory left for requests that come in parts"));
             return Step::Stop;
         }
         let input = input.settle(&self.memory.pool);

@@ -1,13 +1,15 @@
 //! What is counted of an exchange as it ends, and its line in the access log.
 
+use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::backends::{Backend, Sock};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::nanos;
+use crate::connection::Stream;
 use crate::exchange::Exchange;
 use crate::http::fields::Shown;
-use crate::http::head::Request;
+use crate::http::head::{self, Request};
 use crate::http::rewrite::{self, Forward};
 use crate::log::{AccessRecord, Took};
 use crate::metrics::Counter;
@@ -81,7 +83,7 @@ impl<B: Backend> Loop<B> {
             bytes: exchange.answer.bytes,
             took: Took {
                 duration_us,
-                queue_us: times.granted.map(|_| waited.as_micros() as u64),
+                queue_us: (times.queued || times.granted.is_some()).then_some(waited.as_micros() as u64),
                 upstream_us: times.granted.map(|granted| (end - granted) / 1000),
             },
             app: self.apps.shown_app(exchange.series),
@@ -91,23 +93,54 @@ impl<B: Backend> Loop<B> {
             shown: exchange.request.shown.and_then(|shown| shown.of(head)),
             ..access_record(
                 head,
-                client.http.version,
+                client.http.version.name(),
                 self.accepting.client(key, &client.arrival),
                 self.time.day.micros(now).saturating_sub(duration_us),
             )
         });
     }
 
-    /// Writes the access line of a request that no exchange carries. `head` is empty where none was understood; `shown` is what of it the
-    /// line shows, where that is known.
+    /// What waits in memory for a client that has left has not been sent to it. Between its bytes lies as much framing as between all.
+    #[cold]
+    pub fn take_back_unsent(&mut self, key: Key, stream: Stream) {
+        let (unsent, has_chunks) = (self.unsent(stream.connection) as u64, self.stream_takes_chunks(stream));
+        let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
+        let answer = &mut exchange.answer;
+        let framing = if has_chunks { answer.reader.overhead(answer.bytes) } else { 0 };
+        let of_body = u128::from(unsent) * u128::from(answer.bytes) / u128::from(answer.bytes + framing).max(1);
+        answer.bytes = answer.bytes.saturating_sub(u64::try_from(of_body).unwrap_or(u64::MAX));
+    }
+
+    /// Writes the access line of a request that no exchange carries, but that was understood; `shown` is what of its head the line shows, where
+    /// that is known.
     pub fn log_answer(&mut self, sock: Sock, head: &[u8], shown: Option<[&[u8]; 3]>, answered: &Answered) {
+        if let Some(client) = self.table.client(sock) {
+            let (protocol, trusted) = (client.http.version.name(), self.heads.origin.trusted);
+            let told = trusted.then_some(self.heads.origin.client);
+            self.log_head(sock, (head, protocol, told), shown, answered);
+        }
+    }
+
+    /// The same of one that was not, and of which `input` is there. Nobody's word counts for where it comes from.
+    #[cold]
+    pub fn log_refusal(&mut self, sock: Sock, input: &[u8], answered: &Answered) {
+        let (head, protocol) = head::shown(input, &self.heads.limits).unwrap_or_default();
+        self.log_head(sock, (head, protocol, None), None, answered);
+    }
+
+    fn log_head(
+        &mut self,
+        sock: Sock,
+        (head, protocol, told): (&[u8], &str, Option<Option<IpAddr>>),
+        shown: Option<[&[u8]; 3]>,
+        answered: &Answered,
+    ) {
         if self.access.enabled()
             && let Some(client) = self.table.client(sock)
         {
-            let told = self.heads.origin.trusted && !head.is_empty();
-            let address = if told { self.heads.origin.client } else { client.arrival.peer.address() };
+            let address = told.unwrap_or(client.arrival.peer.address());
             let began = self.time.nanos().saturating_sub(nanos(answered.after));
-            let record = access_record(head, client.http.version, address, self.time.day.micros(began));
+            let record = access_record(head, protocol, address, self.time.day.micros(began));
             self.access.record(&AccessRecord {
                 status: answered.status,
                 bytes: answered.bytes,

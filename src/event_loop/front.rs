@@ -10,7 +10,6 @@ use crate::backends::{Backend, How, Peer, Size, Sock};
 use crate::buffers::block::Block;
 use crate::buffers::slots::Key;
 use crate::connection::State;
-use crate::http::Version;
 use crate::http::date::Start;
 use crate::http::origin::Origin;
 use crate::http::proxy_protocol::{self, Header};
@@ -141,21 +140,21 @@ impl Listener {
     }
 }
 
-/// The access line of a request, whose head `head` begins with, or is empty where none was understood. What became of it is left open.
-pub(crate) fn access_record(
-    head: &[u8],
-    version: Version,
+/// The access line of a request, whose head `head` begins with; where none was understood, that and `protocol` are empty. What became of it
+/// is left open.
+pub(crate) fn access_record<'a>(
+    head: &'a [u8],
+    protocol: &'a str,
     client: Option<IpAddr>,
     time_micros: u64,
-) -> AccessRecord<'_> {
-    let split = |text| {
+) -> AccessRecord<'a> {
+    let split = |text: &'a [u8]| {
         let end = memchr::memchr2(b' ', b'\r', text).unwrap_or(text.len());
-        let word = if end == 0 { &b"-"[..] } else { &text[..end] };
-        (word, text.get(end + 1..).unwrap_or_default())
+        (&text[..end], text.get(end + 1..).unwrap_or_default())
     };
     let (method, rest) = split(head);
     let (target, _) = split(rest);
-    AccessRecord { time_micros, client, method, target, protocol: version.name(), head, ..AccessRecord::default() }
+    AccessRecord { time_micros, client, method, target, protocol, head, ..AccessRecord::default() }
 }
 
 impl<B: Backend> Loop<B> {

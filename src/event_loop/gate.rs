@@ -151,7 +151,11 @@ impl<B: Backend> Loop<B> {
     pub fn put_aside(&mut self, sock: Sock, input: Block, pass: Pass, after: Duration) {
         if !self.memory.has_reserve() {
             self.count().memory_refused.add(1);
-            return self.refuse(sock, 503, "the server has no memory left for requests that have to wait");
+            return self.refuse_unread(
+                sock,
+                &input,
+                (503, "the server has no memory left for requests that have to wait"),
+            );
         }
         let input = input.settle(&self.memory.pool);
         let half_closed = match self.heads.route {

@@ -1,6 +1,7 @@
 //! Whether a client's peer takes what it is sent: the clock that runs while it is behind.
 
 use crate::backends::{Backend, How, Progress, Sock};
+use crate::buffers::slots::Key;
 
 use super::Loop;
 
@@ -34,7 +35,9 @@ impl<B: Backend> Loop<B> {
         if !client.progress.is_over(acknowledged, patience) {
             return self.arm(sock, Progress::interval(patience));
         }
+        let asked = client.exchange != Key::NONE;
         self.count().timeouts.add(1);
+        self.count().client_gone.add(u64::from(asked));
         self.client_left(sock, How::Reset);
     }
 }

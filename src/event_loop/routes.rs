@@ -404,13 +404,24 @@ impl<B: Backend> Loop<B> {
 
     /// Answers with an error and closes, lingering, so that a client that is still sending reads the refusal.
     pub fn refuse(&mut self, sock: Sock, status: u16, detail: &str) {
+        let input = self.table.client(sock).and_then(|client| client.input.take());
+        self.refuse_unread(sock, input.as_deref().unwrap_or_default(), (status, detail));
+    }
+
+    /// [`Loop::refuse`] of a request that was not understood, or not looked at, and with which `input` begins.
+    #[cold]
+    pub fn refuse_unread(&mut self, sock: Sock, input: &[u8], refusal: (u16, &str)) {
         self.count().requests.add(1);
-        self.refuse_head(sock, (status, detail), b"", b"");
+        self.refuse_with(sock, refusal, (b"", Duration::ZERO), |work, answered| {
+            work.log_refusal(sock, input, answered);
+        });
     }
 
     /// [`Loop::refuse`] of a request that was understood: it stands in the access log with its head.
     pub fn refuse_head(&mut self, sock: Sock, refusal: (u16, &str), accept: &[u8], head: &[u8]) {
-        self.refuse_after(sock, refusal, Duration::ZERO, (accept, head));
+        self.refuse_with(sock, refusal, (accept, Duration::ZERO), |work, answered| {
+            work.log_answer(sock, head, None, answered);
+        });
     }
 
     /// [`Loop::refuse`] of a head that did not come to its end: that clock runs from its first byte on.
@@ -418,15 +429,18 @@ impl<B: Backend> Loop<B> {
     pub fn refuse_late(&mut self, sock: Sock) {
         self.count().requests.add(1);
         let (refusal, after) = ((408, "the request did not arrive in time"), self.apps.settings.timeouts.header);
-        self.refuse_after(sock, refusal, after, (b"", b""));
+        let input = self.table.client(sock).and_then(|client| client.input.take());
+        self.refuse_with(sock, refusal, (b"", after), |work, answered| {
+            work.log_refusal(sock, input.as_deref().unwrap_or_default(), answered);
+        });
     }
 
-    fn refuse_after(
+    fn refuse_with(
         &mut self,
         sock: Sock,
         (status, detail): (u16, &str),
-        after: Duration,
-        (accept, head): (&[u8], &[u8]),
+        (accept, after): (&[u8], Duration),
+        log: impl FnOnce(&mut Loop<B>, &Answered),
     ) {
         self.count().errors.add(1);
         let series = self.count().of_series(OWN);
@@ -442,7 +456,7 @@ impl<B: Backend> Loop<B> {
             self.become_state(sock, State::WritingResponse);
         }
         self.send_head(sock, piece);
-        self.log_answer(sock, head, None, &Answered { series: OWN, status, bytes, after });
+        log(self, &Answered { series: OWN, status, bytes, after });
         self.close_client(sock, How::Flushed);
     }
 }

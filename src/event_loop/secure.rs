@@ -472,13 +472,18 @@ impl<B: Backend> Loop<B> {
     /// What has come is no TLS: HTTP is told so in its own words, SSL 2 in its successors', anything else nothing.
     #[cold]
     fn refuse_plain(&mut self, sock: Sock, input: &[u8]) {
-        self.count().tls_plain.add(1);
+        let is_http = input.iter().take_while(|byte| byte.is_ascii_uppercase()).count() > 0;
+        let counters = self.count();
+        match is_http {
+            true => counters.tls_plain.add(1),
+            false if is_hello_of_ssl_2(input) => counters.tls_nothing_in_common.add(1),
+            false => counters.tls_failed.add(1),
+        }
         if let Some(secure) = &mut self.secure {
             secure.clients[sock.index as usize] = None;
         }
-        let is_http = input.iter().take_while(|byte| byte.is_ascii_uppercase()).count() > 0;
         if is_http {
-            return self.refuse(sock, 400, "this port speaks TLS: ask for https://");
+            return self.refuse_unread(sock, input, (400, "this port speaks TLS: ask for https://"));
         }
         if !is_hello_of_ssl_2(input) {
             return self.close_client(sock, How::Now);

@@ -45,6 +45,11 @@ impl Exchange {
     pub fn has_spools(&self) -> bool {
         self.answer.spool.is_some() || self.request.spool.is_some()
     }
+
+    /// Whether its answer is whole, and only its client is waited for, who is to take the rest of it.
+    pub fn is_over(&self) -> bool {
+        self.phase == Phase::Relaying && matches!(self.source, Source::None)
+    }
 }
 
 impl<B: Backend> Loop<B> {
@@ -125,8 +130,7 @@ impl<B: Backend> Loop<B> {
                     self.send(connection, block.into());
                 }
                 Front::File(job) => return self.ask_spool(key, Way::Answer, job),
-                Front::Nothing if ended => return self.finish(key, Ending::Answered { surplus: false }),
-                Front::Nothing if !self.memory.has_room() => return,
+                Front::Nothing if !ended && !self.memory.has_room() => return,
                 Front::Nothing => {
                     self.close_spool(key);
                     return self.pull(key);
@@ -226,7 +230,7 @@ impl<B: Backend> Loop<B> {
         let block = self.memory.pool.heap(&piece);
         self.send(connection, block.into());
         self.close_spool(key);
-        if ended { self.finish(key, Ending::Answered { surplus: false }) } else { self.backend.await_room(connection) }
+        if ended { self.pull(key) } else { self.backend.await_room(connection) }
     }
 
     /// The worker's answer is whole; `surplus`: more bytes came behind it.
@@ -234,17 +238,25 @@ impl<B: Backend> Loop<B> {
         if !self.end_coding(key) {
             return self.fail(key, FAILED.status, FAILED.reason);
         }
-        if self.exchanges.lookup(key).is_none_or(|exchange| exchange.answer.spool.is_none()) {
+        if !self.outlasts_worker(key) {
             return self.finish(key, Ending::Answered { surplus });
         }
         self.keep_worker(key, surplus);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         exchange.source = Source::None;
         exchange.attempt.seat = None;
-        exchange.answer.reuse.keeps = false;
+        (exchange.answer.stream_hold, exchange.answer.reuse.keeps) = (None, false);
         // Nobody wants what is left of its request.
         self.close_spooled_body(key);
-        self.pull_spool(key);
+        self.pull(key);
+    }
+
+    /// Whether so much of a whole answer waits for its client, in memory or in a file, that its exchange goes on without the worker until that
+    /// has taken it: only then is known what has come of it. Who still sends is to be read from, which ends with the exchange.
+    fn outlasts_worker(&mut self, key: Key) -> bool {
+        let Some(exchange) = self.exchanges.lookup(key) else { return false };
+        let (is_long, connection) = (exchange.answer.bytes > HIGH_MARK as u64, exchange.stream.connection);
+        exchange.answer.spool.is_some() || (is_long && exchange.is_uploaded() && self.unsent(connection) > HIGH_MARK)
     }
 
     /// Forgets an answer's queue. Its file is closed by a helper, which may take as long as giving its blocks back does.

@@ -152,10 +152,9 @@ impl<B: Backend> Loop<B> {
             (Phase::Relaying, Waits::Worker) => Some(quiet()),
         };
         let (Some(limit), Some(granted)) = (timeouts.answer, times.granted) else { return own };
-        // What is spooled to its end waits for its client alone.
-        let is_over = exchange.answer.spool.is_some() && exchange.link() == Key::NONE;
+        // What is whole waits for its client alone.
         let is_answer = matches!(exchange.phase, Phase::Awaiting | Phase::Relaying) && !exchange.answer.stream;
-        let ordinary = is_answer && !is_over;
+        let ordinary = is_answer && !exchange.is_over();
         let whole = ordinary.then(|| (granted + nanos(limit), Due::Answer));
         own.into_iter().chain(whole).min_by_key(|(time, _)| *time)
     }

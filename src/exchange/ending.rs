@@ -55,7 +55,7 @@ impl<B: Backend> Loop<B> {
             Ending::Answered { .. } => self.end_body(key, stream),
             Ending::Failed { reason, .. } if cut => self.tell_of_cut(key, reason),
             Ending::Failed { status, reason, .. } => self.send_refusal(key, status, reason),
-            Ending::Left { .. } => {}
+            Ending::Left { .. } => self.take_back_unsent(key, stream),
         }
         match ending {
             _ if matches!(phase, Phase::Tunnel { .. }) => self.end_tunnel(key),

@@ -14,7 +14,7 @@ use crate::buffers::slots::Key;
 use crate::event_loop::{Loop, Sending};
 use crate::http::reader::Reader;
 
-use super::{Hold, Phase};
+use super::{Ending, Hold, Phase};
 
 /// What feeds an answer.
 #[derive(Debug, Default)]
@@ -48,9 +48,9 @@ impl<B: Backend> Loop<B> {
         if exchange.answer.spool.is_some() {
             return self.pull_spool(key);
         }
-        // Files need not be taken out of anybody's way.
-        let is_file = matches!(exchange.source, Source::File(_));
-        let most = if is_file { HIGH_MARK } else { exchange.app.settings.buffers.response.max(HIGH_MARK) };
+        // Files need not be taken out of anybody's way, and behind a whole answer nothing waits.
+        let is_short = matches!(exchange.source, Source::File(_) | Source::None);
+        let most = if is_short { HIGH_MARK } else { exchange.app.settings.buffers.response.max(HIGH_MARK) };
         let unsent = self.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client
@@ -80,7 +80,8 @@ impl<B: Backend> Loop<B> {
             Source::Worker(_) => self.receive_answer(key),
             Source::Own(..) => self.pull_own(key),
             Source::File(_) => self.pull_file(key),
-            Source::None | Source::Notice(_) => {}
+            Source::None => self.finish(key, Ending::Answered { surplus: false }),
+            Source::Notice(_) => {}
         }
     }
 

@@ -154,8 +154,8 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_tls_handshakes_total",
         &["result"],
-        "TLS handshakes by what became of them: `full`, `resumed`, or why there was none. `plain`: a request without TLS; `refused`: the \
-         client did not go on, as one that does not trust the certificate; `left`, `late`: it ended before, or took too long.",
+        "TLS handshakes by what became of them: `full`, `resumed`, or why there was none. `plain`: a request without TLS; \
+         `malformed`: what came was no TLS, or broken; `nothing_in_common`: SSL 2, too; `refused`: the client did not go on, as one that does not trust the certificate; `left`, `late`: it ended before, or took too long.",
         |sample, points| {
             let totals = sample.metrics.total();
             for (result, count) in [
@@ -233,7 +233,7 @@ const SERVER: &[Family] = &[
     counter(
         "production_server_clients_gone_total",
         &[],
-        "Requests whose client left before their end.",
+        "Requests whose client left before their end, or took nothing of their answer for so long that it was cut.",
         |sample, points| {
             total(sample, points, |totals| totals.client_gone);
         },

@@ -146,6 +146,11 @@ impl Chunked {
         if self.state == State::Data { self.left } else { 0 }
     }
 
+    /// Bytes that were no data, behind so many that were.
+    pub fn overhead(&self, data: u64) -> u64 {
+        FREE_OVERHEAD.saturating_add(data.saturating_mul(OVERHEAD_PER_BYTE)).saturating_sub(self.overhead_left)
+    }
+
     /// Decodes until the input ends, the body ends, or a second run of data begins.
     ///
     /// # Errors

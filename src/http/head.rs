@@ -324,6 +324,22 @@ const FORWARDED: Kinds = Kinds::of(&[
     Kind::Shadow,
 ]);
 
+/// What the access line of a request can show that was refused before it was understood: the head that `bytes` begin with, from the start
+/// line on as far as it has come, and the protocol that this names. `None` where it is no start line of a request, of any version.
+#[cold]
+pub(crate) fn shown<'a>(bytes: &'a [u8], limits: &HeadLimits) -> Option<(&'a [u8], &'a str)> {
+    let head = &bytes[skip_empty_lines(bytes).ok()?..];
+    let line = &head[..memchr::memchr(b'\n', head)?];
+    let mut words = line.strip_suffix(b"\r").unwrap_or(line).split(|byte| *byte == b' ');
+    let (method, target, protocol) = (words.next()?, words.next()?, words.next()?);
+    let is_method = (1..=MOST_METHOD_BYTES).contains(&method.len()) && method.iter().all(|byte| is_token(*byte));
+    let is_target = (1..=limits.target).contains(&target.len());
+    let is_protocol = matches!(protocol, [b'H', b'T', b'T', b'P', b'/', b'0'..=b'9', b'.', b'0'..=b'9']);
+    let is_line = is_method && is_target && is_protocol && words.next().is_none();
+    let end = memchr::memmem::find(head, b"\r\n\r\n").map_or(head.len(), |end| end + 4);
+    is_line.then_some((&head[..end.min(limits.head)], std::str::from_utf8(protocol).ok()?))
+}
+
 fn too_large<T>(len: usize, limits: &HeadLimits) -> Result<Option<T>, Refusal> {
     if len > limits.head { Err(HEAD_TOO_LARGE) } else { Ok(None) }
 }

@@ -61,6 +61,11 @@ impl Reader {
         }
     }
 
+    /// Bytes of the framing that lay between so many of the body.
+    pub fn overhead(&self, data: u64) -> u64 {
+        if let Reader::Chunked(chunked, _) = self { chunked.overhead(data) } else { 0 }
+    }
+
     /// The trailers of a body that ended with some, ready to be sent.
     pub fn trailers(&self) -> &[u8] {
         match self {

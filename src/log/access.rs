@@ -29,12 +29,12 @@ pub struct AccessRecord<'a> {
     pub time_micros: u64,
     /// Who asked; `None`: somebody on a Unix socket, who has no address, and is written as `unix:`, as nginx does.
     pub client: Option<IpAddr>,
-    /// The method as it came.
+    /// The method as it came; empty, as target and protocol are, where no start line was understood.
     pub method: &'a [u8],
     /// The request target as it came.
     pub target: &'a [u8],
     /// The protocol as in a request line: `HTTP/1.1`.
-    pub protocol: &'static str,
+    pub protocol: &'a str,
     /// The request's head: its fields are looked for here.
     pub head: &'a [u8],
     /// The values of `Host`, `Referer` and `User-Agent`, where they are known.
@@ -75,8 +75,6 @@ pub struct AnswerNote {
     pub mark: Box<[u8]>,
     /// The media type without its parameters; possibly empty.
     pub media_type: Box<[u8]>,
-    /// The length that the answer declares.
-    pub length: Option<u64>,
 }
 
 /// The most bytes of each text where a line is too long: escaped as they may be, all of them are shorter than any message.
@@ -106,7 +104,7 @@ pub(super) struct Look {
     colour: bool,
     hidden: Hidden,
     sampling: Vec<Sampling>,
-    /// Whether a line shows the answer's media type or length.
+    /// Whether a line shows the answer's media type.
     shows_answer: bool,
     /// The request fields that a line shows, as a head would have them.
     names: Vec<Box<[u8]>>,
@@ -249,12 +247,7 @@ impl AccessLog {
         let media_type = media_type.of(bytes);
         let end = memchr::memchr(b';', media_type).unwrap_or(media_type.len());
         let media_type = media_type[..end].trim_ascii().into();
-        Some(Box::new(AnswerNote {
-            silent,
-            mark: mark.of(bytes).into(),
-            media_type,
-            length: response.framing.length(),
-        }))
+        Some(Box::new(AnswerNote { silent, mark: mark.of(bytes).into(), media_type }))
     }
 
     /// The lines of a request's head that its access line will show, with its first line, in the form of a head: for requests that

@@ -117,9 +117,9 @@ pub fn human(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>, colour: bool) {
     });
     put_right(out, 9, |out| put_short_bytes(out, record.bytes));
     out.push(b' ');
-    put_escaped(out, record.method);
+    put_escaped(out, or_dash(record.method));
     out.push(b' ');
-    put_escaped(out, shown.target);
+    put_escaped(out, or_dash(shown.target));
     out.push(b' ');
     out.extend_from_slice(dim.as_bytes());
     put_address(out, record.client);
@@ -175,10 +175,15 @@ pub fn common(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     }
 }
 
+/// What a line for people, or for Rip's readers, has in the place of a word that there is not.
+fn or_dash(word: &[u8]) -> &[u8] {
+    if word.is_empty() { b"-" } else { word }
+}
+
 /// The request line as it was, or `-` where none was understood.
 fn put_request(out: &mut Vec<u8>, shown: &Shown<'_>, put: fn(&mut Vec<u8>, &[u8])) {
     let record = shown.record;
-    if record.method.is_empty() || record.method == b"-" {
+    if record.method.is_empty() {
         return out.push(b'-');
     }
     put(out, record.method);
@@ -222,6 +227,9 @@ pub fn user(authorization: &[u8]) -> Option<Vec<u8>> {
 
 /// One JSON object with OpenTelemetry's names for HTTP, and times in milliseconds.
 pub fn json(out: &mut Vec<u8>, piece: &mut Piece, stamp: &[u8], shown: &Shown<'_>) {
+    if shown.record.protocol.is_empty() {
+        return json_any(out, stamp, shown);
+    }
     json_plain(piece, stamp, shown);
     match piece.line() {
         Some(line) => out.extend_from_slice(line),
@@ -326,7 +334,7 @@ fn member<const N: usize>(line: &mut Piece, name: &[u8; N], value: &[u8]) {
     }
 }
 
-fn version(record: &AccessRecord<'_>) -> &'static str {
+fn version<'a>(record: &AccessRecord<'a>) -> &'a str {
     record.protocol.strip_prefix("HTTP/").unwrap_or(record.protocol)
 }
 
@@ -339,12 +347,17 @@ fn json_any(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     out.extend_from_slice(b"{\"time\":\"");
     out.extend_from_slice(stamp);
     put_millis_of_second(out, record.time_micros);
-    out.extend_from_slice(b"Z\",\"http.request.method\":\"");
-    put_json(out, record.method);
+    out.extend_from_slice(b"Z\"");
     let (path, query) = shown.path_and_query();
-    out.extend_from_slice(b"\",\"url.path\":\"");
-    put_json(out, path);
-    out.extend_from_slice(b"\",\"http.response.status_code\":");
+    // An empty path is one that a target has where there is one.
+    if !record.protocol.is_empty() {
+        out.extend_from_slice(b",\"http.request.method\":\"");
+        put_json(out, record.method);
+        out.extend_from_slice(b"\",\"url.path\":\"");
+        put_json(out, path);
+        out.push(b'"');
+    }
+    out.extend_from_slice(b",\"http.response.status_code\":");
     put_padded(out, u32::from(record.status), 3);
     out.extend_from_slice(b",\"client.address\":\"");
     put_address(out, record.client);
@@ -425,12 +438,11 @@ pub fn rip(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
         out.push(b' ');
     }
     out.push(b' ');
-    let length = record.note.and_then(|note| note.length).unwrap_or(0);
-    put_scaled(out, length as f64, "B");
+    put_scaled(out, record.bytes as f64, "B");
     out.extend_from_slice(" │ ".as_bytes());
-    put_escaped(out, record.method);
+    put_escaped(out, or_dash(record.method));
     out.push(b' ');
-    put_escaped(out, shown.path_and_query().0);
+    put_escaped(out, or_dash(shown.path_and_query().0));
     if !shown.mark().is_empty() {
         out.extend_from_slice(" │ ".as_bytes());
         put_escaped(out, shown.mark());
@@ -494,23 +506,20 @@ pub fn rip_json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     out.extend_from_slice(b"\",\"app\":\"");
     put_json(out, record.app.as_bytes());
     out.extend_from_slice(b"\",\"method\":\"");
-    put_json(out, record.method);
+    put_json(out, or_dash(record.method));
     out.extend_from_slice(b"\",\"path\":\"");
-    put_json(out, shown.path_and_query().0);
+    put_json(out, or_dash(shown.path_and_query().0));
     out.extend_from_slice(b"\",\"status\":");
     put_padded(out, u32::from(record.status), 3);
     out.extend_from_slice(b",\"totalSeconds\":");
     put_seconds(out, record.took.duration_us);
     out.extend_from_slice(b",\"workerSeconds\":");
     put_seconds(out, record.took.upstream_us.unwrap_or(0));
-    if let Some(note) = record.note {
-        put_members(out, [(b",\"type\":\"", &note.media_type)]);
-        if let Some(length) = note.length {
-            out.extend_from_slice(b",\"length\":");
-            put_number(out, length);
-        }
-        put_members(out, [(b",\"mark\":\"", &note.mark)]);
-    }
+    let note = record.note.map(|note| (&note.media_type, &note.mark));
+    put_members(out, [(b",\"type\":\"", note.map_or(&[], |(media_type, _)| media_type))]);
+    out.extend_from_slice(b",\"length\":");
+    put_number(out, record.bytes);
+    put_members(out, [(b",\"mark\":\"", note.map_or(&[], |(_, mark)| mark))]);
     out.push(b'}');
 }
 

@@ -370,7 +370,10 @@ impl IoUring {
 
     fn fail_send(&mut self, sock: Sock, error: i32) -> Option<Event> {
         let socket = self.sockets.lookup_mut(sock)?;
-        self.memory.outboxes.clear(&mut socket.outbox);
+        match socket.is(WORKER) {
+            true => self.memory.outboxes.clear(&mut socket.outbox),
+            false => self.memory.outboxes.abandon(&mut socket.outbox),
+        }
         socket.clear(BLOCKED | BEHIND | AWAITS_ROOM);
         socket.set(SEND_FAILED);
         let error = io::Error::from_raw_os_error(error);

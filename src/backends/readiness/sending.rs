@@ -223,7 +223,10 @@ impl Readiness {
     /// The sending half has failed: what is queued is dropped, and an armed receive tells what is left to read.
     pub(super) fn fail_send(&mut self, sock: Sock, error: io::Error) {
         let Some(socket) = alive(&mut self.sockets, sock) else { return };
-        self.outboxes.clear(&mut socket.outbox);
+        match socket.is(WORKER) {
+            true => self.outboxes.clear(&mut socket.outbox),
+            false => self.outboxes.abandon(&mut socket.outbox),
+        }
         socket.set(SEND_FAILED);
         socket.clear(BEHIND | AWAITS_ROOM);
         if socket.is(CLOSING) {

@@ -459,7 +459,10 @@ impl Simulated {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => falls_behind = true,
                 Err(error) => {
-                    self.outboxes.clear(&mut stream.outbox);
+                    match stream.share {
+                        Share::Client => self.outboxes.abandon(&mut stream.outbox),
+                        Share::Worker => self.outboxes.clear(&mut stream.outbox),
+                    }
                     (stream.send_over, stream.behind, stream.awaits_room) = (true, false, false);
                     if stream.closing.is_none() {
                         self.events.push_back(Event::Fail { sock, side: Side::Send, error });

@@ -27,8 +27,8 @@ fn line(text: &str, record: &AccessRecord<'_>) -> String {
     lines(&AccessLogSettings::new(LogTarget::Off, format(text)), &[*record])
 }
 
-fn note(mark: &str, media_type: &str, length: Option<u64>) -> AnswerNote {
-    AnswerNote { silent: false, mark: mark.as_bytes().into(), media_type: media_type.as_bytes().into(), length }
+fn note(mark: &str, media_type: &str) -> AnswerNote {
+    AnswerNote { silent: false, mark: mark.as_bytes().into(), media_type: media_type.as_bytes().into() }
 }
 
 const HEAD: &[u8] = b"GET /a?b=1 HTTP/1.1\r\nHost: example.org\r\nReferer: http://r/?q=\"1\"\r\nUser-Agent: curl/8\r\n\
@@ -36,7 +36,7 @@ const HEAD: &[u8] = b"GET /a?b=1 HTTP/1.1\r\nHost: example.org\r\nReferer: http:
 
 #[test]
 fn each_format_is_what_its_readers_expect() {
-    let note = note("order 7", "text/html", Some(1536));
+    let note = note("order 7", "text/html");
     let full = AccessRecord { head: HEAD, note: Some(&note), ..record() };
     // TZ is the same for whoever runs this, and the two formats with local time are asked for nothing else.
     let local = |text: String| text.replace(&line("{time_local}", &full).trim_end().replace("\\x20", " "), "LOCAL");
@@ -65,7 +65,19 @@ fn each_format_is_what_its_readers_expect() {
         assert!(page.contains(&shown) || text == "rip", "docs/logs.md has another line than {shown}");
     }
     let own = AccessRecord { worker: None, took: Took { upstream_us: None, ..full.took }, note: None, ..full };
-    assert!(line("rip-json", &own).contains("\"workerSeconds\":0.000000}"));
+    assert!(line("rip-json", &own).contains("\"workerSeconds\":0.000000,\"length\":1536}"));
+    assert!(line("rip", &own).contains(" │ 200      1.5kB │ "), "what was sent, whoever has answered");
+    let unknown = AccessRecord { method: b"", target: b"", protocol: "", head: b"", ..own };
+    assert!(line("human", &unknown).contains(" - - 192.0.2.7"));
+    for text in ["combined", "common"] {
+        assert!(line(text, &unknown).contains("] \"-\" 200 1536"));
+    }
+    assert_eq!(line("{method} {target} {path} {protocol}", &unknown), "- - - -\n");
+    let json: serde_json::Value = serde_json::from_str(&line("json", &unknown)).unwrap();
+    for absent in ["http.request.method", "url.path", "network.protocol.version", "server.address"] {
+        assert!(json.get(absent).is_none() && json["http.response.status_code"] == 200, "{absent}");
+    }
+    assert!(line("rip-json", &unknown).contains("\"method\":\"-\",\"path\":\"-\""));
     assert!(line("json", &full).contains("\"user_agent.original\":\"curl/8\",\"mark\":\"order 7\"}"));
     assert_eq!(
         line("{time} {client} {user} \"{method} {target} {protocol}\" {path} {query} {host} {status} {bytes}", &full),
@@ -156,7 +168,7 @@ fn a_note_is_kept_where_a_line_shows_it() {
     assert_eq!(&*note("combined", "Rip-Mark: m\r\n").unwrap().mark, b"m");
     for text in ["rip", "rip-json", "{type}"] {
         let note = note(text, "").unwrap();
-        assert_eq!((&*note.media_type, note.length), (&b"text/html"[..], Some(7)));
+        assert_eq!(&*note.media_type, b"text/html");
     }
     assert_eq!(noted(Log::disabled().access_log(), head("Rip-Mark: m\r\n")), None);
 }
@@ -181,7 +193,7 @@ fn long_requests_keep_of_their_heads_what_their_line_shows() {
 /// A mark with a quote in it has a line made in the other of two ways.
 #[test]
 fn a_json_line_is_the_same_however_it_is_made() {
-    let (plain, quoted, long) = (note("m", "", None), note("m\"", "", None), "y".repeat(5000));
+    let (plain, quoted, long) = (note("m", ""), note("m\"", ""), "y".repeat(5000));
     let v6 = Some(IpAddr::V6("2001:db8::7".parse().unwrap()));
     let head = format!("GET / HTTP/1.1\r\nHost: h\r\nReferer: http://r/{long}\r\n\r\n");
     for record in [
@@ -218,7 +230,7 @@ fn a_json_line_is_the_same_however_it_is_made() {
 fn what_is_too_long_for_a_message_is_shortened() {
     for long in ["\u{1}".repeat(30_000), "é".repeat(15_000), "ä€𝄞".repeat(3_000)] {
         let head = format!("GET / HTTP/1.1\r\nHost: {long}\r\nReferer: {long}\r\nUser-Agent: {long}\r\n\r\n");
-        let note = note(&long, &long, None);
+        let note = note(&long, &long);
         let long = long.as_bytes();
         let record = AccessRecord {
             method: long,
@@ -267,7 +279,7 @@ proptest! {
         // A field's value has no line feed, nor anything else that ends a line for the parser.
         let value: Vec<u8> = value.into_iter().filter(|byte| !b"\n".contains(byte)).collect();
         let head = [b"GET / HTTP/1.1\r\nHost: ", &value[..], b"\r\nReferer: ", &value, b"\r\nUser-Agent: ", &value, b"\r\n\r\n"].concat();
-        let note = AnswerNote { silent: false, mark: mark.into(), media_type: media.into(), length: Some(1) };
+        let note = AnswerNote { silent: false, mark: mark.into(), media_type: media.into() };
         let record = AccessRecord {
             method: &method, target: &target, head: &head, request_id: &id, note: Some(&note), ..record()
         };
