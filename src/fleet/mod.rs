@@ -716,7 +716,9 @@ impl Fleet {
         if self.course == Course::Serve {
             self.course = Course::Settle;
         }
-        self.queued_roll = None;
+        let queued = self.queued_roll.take();
         self.abort_roll("the server stops", "", now, machine);
+        self.queued_roll = queued;
+        self.abort_queued_roll("the server stops", machine);
     }
 }

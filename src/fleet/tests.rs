@@ -583,8 +583,10 @@ fn before_the_stop_who_crashes_is_replaced_and_nothing_else_changes() {
     scene.restart();
     let waits = scene.restart();
     scene.fleet.hold_still(scene.now, &mut scene.paper);
-    assert!(matches!(&scene.ended_rolls()[..], [RollEnd::Aborted { reason, .. }] if reason == "the server stops"));
+    let stops = |end: &RollEnd| matches!(end, RollEnd::Aborted { reason, .. } if reason == "the server stops");
+    assert!(scene.ended_rolls().len() == 2 && scene.ended_rolls().iter().all(stops), "{:?}", scene.paper.told);
     assert!(scene.fleet.roll().is_none() && waits == 2, "nor does the queued one begin");
+    assert_eq!(scene.fleet.last_roll().map(|report| report.id), Some(waits), "who waits for it is told");
     scene.settle();
     let first = scene.fleet.members()[0].name;
     scene.fleet.replace(first, Ending::Requests(10));
