@@ -86,7 +86,7 @@ impl Machine for Paper {
         self.owing.contains(&name)
     }
 
-    fn coldest(&mut self, among: &[Name]) -> Option<Name> {
+    fn least_missed(&mut self, among: &[Name]) -> Option<Name> {
         among.iter().min().copied()
     }
 
@@ -430,7 +430,7 @@ fn a_worker_that_dies_during_a_roll_is_replaced_by_what_is_on_its_way() {
 }
 
 #[test]
-fn scaling_up_starts_and_scaling_down_drains_the_coldest() {
+fn scaling_up_starts_and_scaling_down_drains_those_that_are_missed_least() {
     let mut scene = Scene::running(rule(), 2);
     scene.fleet.scale_to(4, "test", scene.now, &mut scene.paper);
     scene.tick();

@@ -350,6 +350,7 @@ impl Unit {
             changing: snapshot.paused
                 || self.fleet.roll().is_some()
                 || self.fleet.members().iter().any(fleet::Member::is_starting),
+            short: self.fleet.is_short(),
         };
         if let Some(target) = scaler.sample(load, now) {
             self.fleet.scale_to(target, "load", now, &mut self.processes);
