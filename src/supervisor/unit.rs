@@ -382,7 +382,7 @@ impl Unit {
     }
 
     /// Watches the app's files, if changes are to reach the workers. Where the system cannot, the app goes on without.
-    fn watch_files(&mut self) {
+    pub fn watch_files(&mut self) {
         self.stop_watching();
         let (app, context) = (&self.processes.app, &self.processes.context);
         if app.reload.by == HotReload::None || self.processes.launcher().is_none() {
