@@ -591,6 +591,7 @@ fn rule(app: &config::App) -> fleet::Rule {
 fn launcher(app: &config::App, context: &Context) -> Result<Option<Launcher>, StartError> {
     let options = &context.options;
     let control = options.about.is_some().then(|| context.run.control_path());
-    Launcher::new(app, &options.program, control, options.descriptors)
-        .map_err(|message| StartError { message, code: 64 })
+    let launcher = Launcher::new(app, &options.program, control, options.descriptors);
+    let launcher = launcher.map_err(|message| StartError { message, code: 64 })?;
+    Ok(launcher.map(|launcher| launcher.of_user(options.user.clone())))
 }
