@@ -601,9 +601,12 @@ impl Machine for Processes {
             let group = process.child.id();
             self.context.observer.ask(group, Wish { memory: true, ..Wish::default() });
         }
-        if let Some(path) = self.process(name).and_then(|process| process.endpoint.path()) {
+        if let Some(Process { endpoint, file, .. }) = self.process_mut(name)
+            && let Some(path) = endpoint.path()
+        {
             // The directory is closed to others already; this is the second lock on the door.
             socket_file::close_to_others(path);
+            file.is_ready_at(path);
         }
         for grant in self.dispatch.ready(id, now) {
             self.context.postboxes.grant(grant);

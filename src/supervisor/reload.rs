@@ -156,6 +156,7 @@ impl Supervisor {
 
     fn reload_now(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> Outcome {
         self.context.log.reopen();
+        self.mend_pid_file();
         let mut done = vec!["logs are being reopened".to_owned()];
         let mut changed = Reloaded::default();
         if let (Some(reload), None) = (&mut hooks.reload, app) {
