@@ -4,7 +4,7 @@
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::path::Path;
 
 use crate::config::FILE_NAME;
@@ -42,17 +42,20 @@ pub fn run(directory: &Path) -> u8 {
             ErrorKind::PermissionDenied => (format!("{FILE_NAME}: this user may not write here"), NOT_PERMITTED),
             _ => (format!("{FILE_NAME} cannot be written: {error}"), CANNOT_CREATE),
         };
-        eprintln!("error: {what}");
+        // There is no other place to say it.
+        let _ = writeln!(io::stderr(), "error: {what}");
         return code;
     }
-    println!("{FILE_NAME}: written for {}", found.why);
+    let mut said = format!("{FILE_NAME}: written for {}\n", found.why);
     let words: Vec<OsString> = found.command.iter().map(OsString::from).collect();
     if let Err(what) = program::check(&words, Some(directory))
         && !words.is_empty()
     {
-        println!("note: {what}");
+        said += &format!("note: {what}\n");
     }
-    println!("next: production_server check, and then production_server");
+    said += "next: production_server check, and then production_server\n";
+    // The file is written, whether anybody reads this or not.
+    let _ = io::stdout().write_all(said.as_bytes());
     0
 }
 

@@ -8,8 +8,13 @@ use production_server::handover::Channel;
 use production_server::{check, conformance, control, hash_password, init, server, supervisor, worker};
 
 fn main() -> ExitCode {
+    supervisor::signals::hold();
     let inputs = Inputs { arguments: std::env::args_os().collect(), environment: Environment::of_process() };
-    match config::read(inputs.arguments.clone(), &inputs.environment) {
+    let invocation = config::read(inputs.arguments.clone(), &inputs.environment);
+    if !matches!(invocation, Ok(Invocation::Run(_))) {
+        supervisor::signals::release();
+    }
+    match invocation {
         Ok(Invocation::Run(loaded)) => ExitCode::from(server::run(*loaded, inputs, Channel::of_this_process())),
         Ok(Invocation::Check(loaded)) => ExitCode::from(check::run(&loaded, server::become_user)),
         Ok(Invocation::Show(loaded, show)) => print(loaded.show(show).as_bytes()),

@@ -7,7 +7,7 @@
 //! All listeners are opened here, behind a probe bind without SO_REUSEPORT: otherwise a second instance of the same user would
 //! silently take its share of the connections.
 
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -107,7 +107,8 @@ pub fn run(loaded: Loaded, inputs: Inputs, mut predecessor: Option<Channel>) -> 
             if let Some(channel) = predecessor {
                 channel.fail(&error.message);
             }
-            eprintln!("production_server: {}", error.message);
+            // There is no other place to say it.
+            let _ = writeln!(io::stderr(), "production_server: {}", error.message);
             error.code
         }
     }
@@ -122,8 +123,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let mut listeners = open_listeners(&config.server, &mut inherited)?;
     secure(&mut listeners, &loaded, &config.server)?;
     privileges::give_up(&config.server)?;
-    find_files(&loaded)?;
-    find_programs(&loaded)?;
+    find_what_is_named(&loaded)?;
     // Workers may start elsewhere, and are told paths in it.
     config.server.process.run_dir =
         std::path::absolute(&config.server.process.run_dir).unwrap_or(config.server.process.run_dir);
@@ -155,6 +155,7 @@ fn start(loaded: Loaded, inputs: Inputs, predecessor: &mut Option<Channel>) -> R
     let reloader = Reloader::new(loaded, inputs, config, table.clone(), &listeners, shared, policies);
     let options = supervisor::Options {
         descriptors: original_limit,
+        user: privileges::variables(&settings),
         about: Some(about),
         holdings: holdings(&settings, listeners, configuration),
         pid_file: settings.process.pid_file.as_deref().filter(|_| !held).map(write_pid_file).transpose()?,
@@ -203,14 +204,11 @@ fn secure(listeners: &mut [Listening], loaded: &Loaded, settings: &Settings) -> 
     secured.find_map(Result::err).map_or(Ok(()), |failure| Err(wrong(failure.to_string())))
 }
 
-/// Looks whether directories with files are there, as whom the server will look for the files in them.
-fn find_files(loaded: &Loaded) -> Result<(), StartError> {
-    without_errors(loaded, check::files(loaded))
-}
-
-/// Looks whether what the file says of apps can be run, while it is known where in the file that stands. What is said elsewhere is refused as their
-/// workers are prepared, with the exit code of wrong flags.
-fn find_programs(loaded: &Loaded) -> Result<(), StartError> {
+/// Looks whether directories with files are there, as whom the server will look for the files in them, and whether what the file says of apps
+/// can be run, while it is known where in the file that stands. What is said elsewhere is refused as their workers are prepared, with the exit
+/// code of wrong flags.
+fn find_what_is_named(loaded: &Loaded) -> Result<(), StartError> {
+    without_errors(loaded, check::files(loaded))?;
     let in_file = check::apps(loaded).into_iter().filter(|problem| !problem.marks.is_empty());
     without_errors(loaded, in_file.collect())
 }

@@ -119,6 +119,14 @@ pub fn clear(path: &Path) -> io::Result<()> {
     }
 }
 
+/// What lies at a path, whatever it is.
+///
+/// # Errors
+/// When nothing does, or it may not be looked at.
+pub fn identity_at(path: &Path) -> io::Result<Identity> {
+    fs::symlink_metadata(path).map(|metadata| identity(&metadata))
+}
+
 fn identity(metadata: &Metadata) -> Identity {
     let since = metadata.created().ok().and_then(|born| born.duration_since(SystemTime::UNIX_EPOCH).ok());
     let born = since.and_then(|since| u64::try_from(since.as_nanos()).ok());

@@ -88,6 +88,19 @@ fn help_and_version_go_to_stdout() {
     assert!(String::from_utf8_lossy(&long.stdout).contains("Exit codes:"));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn a_first_configuration_is_written_whether_anybody_reads_what_is_said_of_it_or_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let full = || std::fs::File::options().write(true).open("/dev/full").unwrap();
+    for expected in [0, 73] {
+        let mut init = Command::new(crate::support::PROGRAM);
+        init.arg("init").current_dir(folder.path()).stdout(full()).stderr(full());
+        assert_eq!(init.status().unwrap().code(), Some(expected), "0: written; 73: it is there already");
+    }
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+}
+
 /// The flags that a text names, each at most once.
 fn flags(text: &str) -> std::collections::BTreeSet<String> {
     let name = |rest: &str| rest.chars().take_while(|letter| letter.is_ascii_lowercase() || *letter == '-').collect();

@@ -1,10 +1,11 @@
-//! What a worker finds around itself: its variables, and the directory that it starts in.
+//! What a worker finds around itself: its variables, and the directory that it starts in. And what the server meets as it starts: signals that
+//! it is not ready for, and a limit that leaves no file a byte.
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use crate::support::{PROGRAM, Server, folder, python, until};
+use crate::support::{PROGRAM, Server, folder, python, send_signal, until};
 
 /// A command whose built-in worker leaves its variables in `environment.ID` first.
 fn telling(directory: &Path) -> String {
@@ -236,4 +237,62 @@ fn a_command_with_a_pool_of_its_own_gets_a_line_of_advice() {
     server.until_ready(1);
     assert_eq!(server.lines().iter().filter(|line| line.contains("own-pool")).count(), 1);
     server.says("(gunicorn -w 3)");
+}
+
+/// Whether a process blocks HUP; `None`: it neither does nor handles it, or has ended.
+#[cfg(target_os = "linux")]
+fn blocks_hangup(process: u32) -> Option<bool> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let has = |name: &str| {
+        let mask = status.lines().find_map(|line| line.strip_prefix(name)).map(str::trim);
+        mask.and_then(|mask| u64::from_str_radix(mask, 16).ok()).is_some_and(|mask| mask & 1 != 0)
+    };
+    match (has("SigBlk:"), has("SigCgt:")) {
+        (true, _) => Some(true),
+        (false, true) => Some(false),
+        (false, false) => None,
+    }
+}
+
+/// As a service manager may send them that reloads right after a start.
+#[cfg(target_os = "linux")]
+#[test]
+fn signals_that_come_while_the_server_starts_wait_until_it_can_take_them() {
+    let folder = folder();
+    let (run, log) = (folder.path().join("run"), folder.path().join("events"));
+    until("a server is met while it starts", || {
+        std::fs::remove_file(&log).ok();
+        let mut command = Command::new(PROGRAM);
+        command.args(["--listen", "127.0.0.1:0", "--respond", "x", "--stats-interval", "0s", "--run-dir"]).arg(&run);
+        command.arg("--event-log").arg(&log).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut server = command.spawn().unwrap();
+        let mut blocks = None;
+        until("it is the server", || {
+            blocks = blocks_hangup(server.id());
+            blocks.is_some() || server.try_wait().unwrap().is_some()
+        });
+        if blocks == Some(true) {
+            ["HUP", "USR1", "USR2"].iter().for_each(|signal| send_signal(server.id(), signal));
+            let said = || std::fs::read_to_string(&log).unwrap_or_default();
+            until("it does as it was told", || {
+                assert_eq!(server.try_wait().unwrap(), None, "{}", said());
+                said().contains("SIGHUP: ") && said().contains("SIGUSR1: ")
+            });
+        }
+        until("it has handlers", || blocks_hangup(server.id()) != Some(true));
+        send_signal(server.id(), "TERM");
+        server.wait().unwrap();
+        blocks == Some(true)
+    });
+}
+
+#[test]
+fn where_no_file_may_have_a_byte_the_server_says_why_it_does_not_start() {
+    let folder = folder();
+    let mut limited = Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -f 0; exec \"$0\" \"$@\"", PROGRAM, "--listen", "127.0.0.1:0", "--respond", "x"]);
+    let output = limited.arg("--run-dir").arg(folder.path().join("run")).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(73), "{said}");
+    assert!(said.contains("File too large"), "{said}");
 }

@@ -18,7 +18,6 @@ use production_server::dispatch::{
 };
 use production_server::log::{Captured, Log};
 use production_server::mailbox::{Mailbox, Message, Postboxes, mailbox};
-use production_server::socket_file::leave_dead;
 use production_server::supervisor::guard::Guard;
 use production_server::supervisor::run_directory::RunDirectory;
 use production_server::supervisor::signals::{Request, Requester};
@@ -574,8 +573,9 @@ fn a_worker_that_opens_another_door_is_told_which() {
 
 #[test]
 fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
-    let mut settings = settings(&[], 1);
-    settings.app.life.ready.timeout = Duration::from_secs(2);
+    let script = include_str!("support/deaf_worker.py");
+    let mut settings = settings(&[python(), "-c", script], 1);
+    settings.app.life.ready.timeout = Duration::from_secs(3);
     let server = serve(settings);
     let worker = server.until_ready(1)[0].clone();
     let lose = |id| {
@@ -586,8 +586,8 @@ fn a_worker_that_refuses_connections_is_looked_at_and_replaced() {
     lose(worker.id);
     assert_eq!(server.until_ready(1)[0].id, worker.id, "it was there after all");
     let path = worker.target.address.as_pathname().unwrap();
-    std::fs::remove_file(path).unwrap();
-    leave_dead(path).unwrap();
+    UnixStream::connect(path).unwrap().write_all(b"close").unwrap();
+    until("it refuses connections", || UnixStream::connect(path).is_err());
     lose(worker.id);
     server.until_logged("socket no longer accepts");
     assert_ne!(server.until_ready(1)[0].id, worker.id);

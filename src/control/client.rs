@@ -1,7 +1,7 @@
 //! The words on the command line: asks a running server over its control socket, prints the answer, and ends with a code.
 //!
-//! This side may block: it is a process of its own. It gives up on a server that does not answer, but not on a restart or a stop
-//! that was to be waited for.
+//! This side may block: it is a process of its own. It gives up on a server that does not answer. While it waits for a restart or a stop,
+//! it asks now and then whether the server still answers at all.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -11,7 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::status::Status;
 use super::{find, show};
-use crate::config::{self, Ask, Change, Steering};
+use crate::config::{self, Ask, Change, ServerPlace, Steering};
 use crate::http::body::Chunked;
 use crate::http::fields::Fields;
 use crate::http::head::{self, HeadLimits};
@@ -47,12 +47,14 @@ pub struct Trouble {
     pub code: u8,
     /// No server is there at all.
     pub absent: bool,
+    /// It is there, and says nothing.
+    pub silent: bool,
 }
 
 impl Trouble {
     /// Trouble with a server that is, or may be, there.
     pub fn new(code: u8, line: impl Into<String>) -> Trouble {
-        Trouble { line: line.into(), code, absent: false }
+        Trouble { line: line.into(), code, absent: false, silent: false }
     }
 }
 
@@ -74,9 +76,10 @@ pub fn run(steering: &Steering) -> u8 {
 
 fn speak(steering: &Steering, out: &mut dyn Write) -> Result<(), Trouble> {
     let mut conversation = Conversation::new(find::connect(&steering.server)?);
+    conversation.place = Some(steering.server.clone());
     match &steering.ask {
         Ask::Status { json } => {
-            let body = conversation.ask("GET", "/status", None, Some(ANSWER_PATIENCE))?;
+            let body = conversation.ask("GET", "/status", None)?;
             let text = match serde_json::from_slice::<Status>(&body) {
                 Ok(status) if !json => show::status(&status),
                 _ => String::from_utf8_lossy(&body).into_owned(),
@@ -87,11 +90,11 @@ fn speak(steering: &Steering, out: &mut dyn Write) -> Result<(), Trouble> {
         Ask::Stop { now } => stop(&mut conversation, *now, EXIT_PATIENCE, out),
         ask => {
             let (path, body) = request(ask);
-            let waits = matches!(
+            conversation.waits = matches!(
                 ask,
                 Ask::Restart { wait: true, .. } | Ask::Reload { wait: true, .. } | Ask::Upgrade { wait: true, .. }
             );
-            let answer = conversation.ask("POST", path, Some(body), (!waits).then_some(ANSWER_PATIENCE))?;
+            let answer = conversation.ask("POST", path, Some(body))?;
             print(out, &message(&answer))
         }
     }
@@ -131,10 +134,10 @@ fn request(ask: &Ask) -> (&'static str, Value) {
 
 /// Asks the server to stop, and comes back when its process is gone, or is still there so long after its control socket.
 fn stop(conversation: &mut Conversation, now: bool, patience: Duration, out: &mut dyn Write) -> Result<(), Trouble> {
-    let status = conversation.ask("GET", "/status", None, Some(ANSWER_PATIENCE))?;
+    let status = conversation.ask("GET", "/status", None)?;
     let process = serde_json::from_slice::<Status>(&status).map(|status| status.server.pid).unwrap_or(0);
     let (path, body) = request(&Ask::Stop { now });
-    let answer = conversation.ask("POST", path, Some(body), Some(ANSWER_PATIENCE))?;
+    let answer = conversation.ask("POST", path, Some(body))?;
     print(out, &message(&answer))?;
     conversation.wait_for_end();
     let deadline = Instant::now() + patience;
@@ -171,22 +174,23 @@ struct Conversation {
     /// Received and not used.
     input: Vec<u8>,
     fields: Fields,
+    /// How long the server may be silent.
+    patience: Duration,
+    /// Where it is.
+    place: Option<ServerPlace>,
+    /// What it is asked for takes its time: it may be silent for longer, as long as it still answers others.
+    waits: bool,
 }
 
 impl Conversation {
     fn new(stream: UnixStream) -> Conversation {
-        Conversation { stream, input: Vec::new(), fields: Fields::new(HeadLimits::default().fields) }
+        let fields = Fields::new(HeadLimits::default().fields);
+        Conversation { stream, input: Vec::new(), fields, patience: ANSWER_PATIENCE, place: None, waits: false }
     }
 
     /// Asks, and returns the body of a 200.
-    fn ask(
-        &mut self,
-        method: &str,
-        path: &str,
-        body: Option<Value>,
-        patience: Option<Duration>,
-    ) -> Result<Vec<u8>, Trouble> {
-        let head = self.begin(method, path, body, patience)?;
+    fn ask(&mut self, method: &str, path: &str, body: Option<Value>) -> Result<Vec<u8>, Trouble> {
+        let head = self.begin(method, path, body)?;
         let body = match head.framing {
             Framing::Length(length) if length <= MOST_ANSWER => {
                 while (self.input.len() as u64) < length {
@@ -202,14 +206,8 @@ impl Conversation {
     }
 
     /// Sends a request and reads the head of its answer.
-    fn begin(
-        &mut self,
-        method: &str,
-        path: &str,
-        body: Option<Value>,
-        patience: Option<Duration>,
-    ) -> Result<head::Response, Trouble> {
-        self.stream.set_read_timeout(patience).map_err(|error| lost(&error))?;
+    fn begin(&mut self, method: &str, path: &str, body: Option<Value>) -> Result<head::Response, Trouble> {
+        self.stream.set_read_timeout(Some(self.patience)).map_err(|error| lost(&error))?;
         let mut request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n");
         let body = body.map(|body| body.to_string()).unwrap_or_default();
         if method == "POST" {
@@ -243,14 +241,28 @@ impl Conversation {
                     return Ok(());
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if self.waits && is_silence(&error) && self.answers_others() => {}
                 Err(error) => return Err(lost(&error)),
             }
         }
     }
 
+    /// Whether the server answers on a connection of its own. One that is not there has ended, which is heard here, or another is just taking
+    /// its place.
+    fn answers_others(&self) -> bool {
+        let Some(place) = &self.place else { return false };
+        match find::connect(place) {
+            Ok(stream) => {
+                let mut other = Conversation { patience: self.patience, ..Conversation::new(stream) };
+                !other.ask("GET", "/status", None).is_err_and(|trouble| trouble.silent)
+            }
+            Err(trouble) => !trouble.silent,
+        }
+    }
+
     /// Prints events until the server ends or nobody reads them.
     fn events(&mut self, json: bool, out: &mut dyn Write) -> Result<(), Trouble> {
-        let head = self.begin("GET", "/events", None, Some(ANSWER_PATIENCE))?;
+        let head = self.begin("GET", "/events", None)?;
         if head.status != 200 {
             let body = match head.framing {
                 Framing::Length(length) => {
@@ -288,13 +300,12 @@ impl Conversation {
         }
     }
 
-    /// Waits until the server closes the connection.
+    /// Waits until the server closes the connection, or hangs.
     fn wait_for_end(&mut self) {
+        self.waits = true;
         // An error is an end, too.
-        if self.stream.set_read_timeout(None).is_ok() {
-            while self.receive().is_ok() {
-                self.input.clear();
-            }
+        while self.receive().is_ok() {
+            self.input.clear();
         }
     }
 }
@@ -329,13 +340,16 @@ fn refusal(status: u16, body: &[u8]) -> Trouble {
 }
 
 fn lost(error: &io::Error) -> Trouble {
-    match error.kind() {
-        io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut => {
-            let seconds = ANSWER_PATIENCE.as_secs();
-            Trouble::new(UNREACHABLE, format!("the server does not answer within {seconds} s"))
-        }
-        _ => Trouble::new(UNREACHABLE, format!("the connection to the server broke: {error}")),
+    if is_silence(error) {
+        let line = format!("the server does not answer within {} s", ANSWER_PATIENCE.as_secs());
+        return Trouble { silent: true, ..Trouble::new(UNREACHABLE, line) };
     }
+    Trouble::new(UNREACHABLE, format!("the connection to the server broke: {error}"))
+}
+
+/// Whether nothing came for as long as was waited for it.
+pub(super) fn is_silence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut)
 }
 
 fn nonsense(what: &str) -> Trouble {
@@ -362,6 +376,37 @@ mod tests {
             theirs.read_to_end(&mut Vec::new()).ok();
         });
         Conversation::new(ours)
+    }
+
+    /// A restart that is waited for, at a server that answers it when it was asked for its status beside, or never.
+    fn restart(answers: bool, patience: Duration) -> Result<Vec<u8>, Trouble> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("control.sock");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        let stream = UnixStream::connect(&path).unwrap();
+        let mut asking = Conversation { patience, waits: true, ..Conversation::new(stream) };
+        asking.place = Some(ServerPlace::Socket(path));
+        let serving = std::thread::spawn(move || {
+            let mut first = listener.accept().unwrap().0;
+            let mut beside = listener.accept().unwrap().0;
+            if answers {
+                write!(beside, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{{}}").unwrap();
+                write!(first, "HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone").unwrap();
+            }
+            // Until the other side has ended.
+            first.read_to_end(&mut Vec::new()).ok();
+        });
+        let answer = asking.ask("POST", "/restart", Some(json!({ "wait": true })));
+        drop(asking);
+        serving.join().unwrap();
+        answer
+    }
+
+    #[test]
+    fn a_restart_is_waited_for_as_long_as_the_server_answers_others() {
+        assert_eq!(restart(true, Duration::from_secs(2)).unwrap(), b"done");
+        let trouble = restart(false, Duration::from_millis(50)).unwrap_err();
+        assert_eq!((trouble.code, trouble.silent), (UNREACHABLE, true), "{}", trouble.line);
     }
 
     #[test]

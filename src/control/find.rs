@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::client::{Trouble, UNREACHABLE};
+use super::client::{Trouble, UNREACHABLE, is_silence};
 use super::{OWN_PART, SOCKET_NAME};
 use crate::config::{Search, ServerPlace};
 
@@ -103,7 +103,8 @@ fn trouble(path: &Path, error: &io::Error) -> Trouble {
         return Trouble { absent: true, ..Trouble::new(UNREACHABLE, format!("no server runs at {name}")) };
     }
     let code = if error.kind() == io::ErrorKind::PermissionDenied { PERMISSION } else { UNREACHABLE };
-    Trouble::new(code, format!("cannot reach the server at {name}: {error}"))
+    let silent = is_silence(error);
+    Trouble { silent, ..Trouble::new(code, format!("cannot reach the server at {name}: {error}")) }
 }
 
 #[cfg(test)]

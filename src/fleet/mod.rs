@@ -255,8 +255,8 @@ pub trait Machine {
     fn has_answered(&mut self, name: Name) -> bool;
     /// Whether a request waits for it, and not a byte has ever come from it.
     fn owes(&mut self, name: Name) -> bool;
-    /// The one among them whose last answer is the longest ago.
-    fn coldest(&mut self, among: &[Name]) -> Option<Name>;
+    /// The one among them with the fewest requests and tunnels; of those with as many, the one whose last answer is the longest ago.
+    fn least_missed(&mut self, among: &[Name]) -> Option<Name>;
     /// The app has failed: requests are refused at once.
     fn give_up(&mut self, now: Instant);
     /// The app is tried again.
@@ -716,7 +716,9 @@ impl Fleet {
         if self.course == Course::Serve {
             self.course = Course::Settle;
         }
-        self.queued_roll = None;
+        let queued = self.queued_roll.take();
         self.abort_roll("the server stops", "", now, machine);
+        self.queued_roll = queued;
+        self.abort_queued_roll("the server stops", machine);
     }
 }

@@ -189,6 +189,11 @@ impl Fleet {
         }
     }
 
+    /// Whether a place has no worker that gets requests.
+    pub fn is_short(&self) -> bool {
+        self.places.iter().any(|place| !self.serves(place))
+    }
+
     /// Whether a place has a worker that gets requests.
     fn serves(&self, place: &Place) -> bool {
         let running = |name: Name| self.member(name).is_some_and(Member::is_running);
@@ -360,7 +365,7 @@ impl Fleet {
 /// Scaling by hand.
 impl Fleet {
     /// Changes the number of workers. New ones start at once. Of those that are too many, the ones that do not serve go first, then
-    /// the coldest; each is drained.
+    /// those that are missed least; each is drained.
     pub fn scale_to(&mut self, target: usize, why: &'static str, now: Instant, machine: &mut impl Machine) {
         let before = self.places.len();
         if target == before || self.course != Course::Serve {
@@ -382,8 +387,8 @@ impl Fleet {
             let running = self.members.iter().filter(|member| member.is_running());
             let here = running.filter(|member| self.place(member.number).is_some_and(|place| place.holds(member.name)));
             let names: Vec<Name> = here.map(|member| member.name).collect();
-            let coldest = machine.coldest(&names)?;
-            self.places.iter().position(|place| place.holds(coldest))
+            let least_missed = machine.least_missed(&names)?;
+            self.places.iter().position(|place| place.holds(least_missed))
         });
         let place = self.places.remove(position.unwrap_or(self.places.len() - 1));
         self.place_was_removed(place.number);

@@ -196,21 +196,35 @@ impl Fleet {
     }
 
     fn end_roll(&mut self, end: RollEnd, now: Instant, machine: &mut impl Machine) {
-        let Some(roll) = self.roll.take() else { return };
-        let Roll { id, generation, done, total, .. } = roll;
-        let serves = |member: &&Member| member.is_active() && !member.is_starting();
-        let new = self.members.iter().filter(serves).filter(|member| member.generation == generation).count();
-        let old = self.members.iter().filter(serves).count() - new;
-        let left = Left { old, new, ends: self.course != Course::Serve };
-        let report = RollReport { id, generation, done, total, end, left };
-        if report.end == RollEnd::Done {
+        let Some(Roll { id, generation, done, total, .. }) = self.roll.take() else { return };
+        if end == RollEnd::Done {
             self.generation = generation;
         }
-        self.last_roll = Some(report.clone());
-        machine.say(Event::RollEnded(report));
+        self.report_roll(RollReport { id, generation, done, total, end, left: self.left(generation) }, machine);
         if let Some(id) = self.queued_roll.take() {
             self.begin_roll(id, now, machine);
         }
+    }
+
+    /// What waits for the roll under way never begins, and whoever waits for it is told.
+    pub(super) fn abort_queued_roll(&mut self, reason: &str, machine: &mut impl Machine) {
+        let Some(id) = self.queued_roll.take() else { return };
+        let (generation, total) = (self.last.generation + 1, self.places.len());
+        let end = RollEnd::Aborted { reason: reason.to_owned(), last_lines: String::new() };
+        self.report_roll(RollReport { id, generation, done: 0, total, end, left: self.left(generation) }, machine);
+    }
+
+    fn report_roll(&mut self, report: RollReport, machine: &mut impl Machine) {
+        self.last_roll = Some(report.clone());
+        machine.say(Event::RollEnded(report));
+    }
+
+    /// Who serves beside the workers of a generation, and of it.
+    fn left(&self, generation: u32) -> Left {
+        let serves = |member: &&Member| member.is_active() && !member.is_starting();
+        let new = self.members.iter().filter(serves).filter(|member| member.generation == generation).count();
+        let old = self.members.iter().filter(serves).count() - new;
+        Left { old, new, ends: self.course != Course::Serve }
     }
 
     /// Takes everything back that can be: where an old worker serves on, its replacement is not needed.

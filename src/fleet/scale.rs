@@ -20,6 +20,8 @@ pub struct Load {
     pub workers: usize,
     /// Whether a worker is on its way: what it will change is not seen yet.
     pub changing: bool,
+    /// Whether a place has no worker that serves. Where workers crash one more would as well, and none is added.
+    pub short: bool,
 }
 
 /// How often the load is looked at.
@@ -70,6 +72,9 @@ impl Scaler {
             return None;
         }
         let up = waits || busy_for.is_some_and(|time| time >= UP_AFTER);
+        if up && load.short {
+            return None;
+        }
         let target = if up {
             // A quarter more, so that a large app does not climb one by one.
             (load.workers + load.workers.div_ceil(4)).min(self.max)
@@ -91,8 +96,15 @@ impl Scaler {
 mod tests {
     use super::*;
 
-    const CALM: Load =
-        Load { queued: 0, oldest_wait: Duration::ZERO, in_flight: 0, concurrency: 1, workers: 2, changing: false };
+    const CALM: Load = Load {
+        queued: 0,
+        oldest_wait: Duration::ZERO,
+        in_flight: 0,
+        concurrency: 1,
+        workers: 2,
+        changing: false,
+        short: false,
+    };
 
     /// Samples for so long, with the workers following at once; the numbers of workers that were asked for, and when, in ms.
     fn follow(scaler: &mut Scaler, load: &mut Load, now: &mut Instant, time: Duration) -> Vec<(u128, usize)> {
@@ -147,6 +159,15 @@ mod tests {
         let (mut scaler, mut now) = (Scaler::new(2, 8), Instant::now());
         let mut load = Load { queued: 3, oldest_wait: WAIT, changing: true, ..CALM };
         assert_eq!(follow(&mut scaler, &mut load, &mut now, Duration::from_secs(60)), []);
+    }
+
+    #[test]
+    fn where_a_place_has_nobody_who_serves_none_is_added_and_one_may_go() {
+        let (mut scaler, mut now) = (Scaler::new(2, 8), Instant::now());
+        let mut load = Load { queued: 3, oldest_wait: WAIT, workers: 4, short: true, ..CALM };
+        assert_eq!(follow(&mut scaler, &mut load, &mut now, Duration::from_secs(60)), []);
+        load.queued = 0;
+        assert_eq!(follow(&mut scaler, &mut load, &mut now, Duration::from_secs(31)), [(30_000, 3)]);
     }
 
     #[test]

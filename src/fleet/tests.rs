@@ -86,7 +86,7 @@ impl Machine for Paper {
         self.owing.contains(&name)
     }
 
-    fn coldest(&mut self, among: &[Name]) -> Option<Name> {
+    fn least_missed(&mut self, among: &[Name]) -> Option<Name> {
         among.iter().min().copied()
     }
 
@@ -430,7 +430,7 @@ fn a_worker_that_dies_during_a_roll_is_replaced_by_what_is_on_its_way() {
 }
 
 #[test]
-fn scaling_up_starts_and_scaling_down_drains_the_coldest() {
+fn scaling_up_starts_and_scaling_down_drains_those_that_are_missed_least() {
     let mut scene = Scene::running(rule(), 2);
     scene.fleet.scale_to(4, "test", scene.now, &mut scene.paper);
     scene.tick();
@@ -583,8 +583,10 @@ fn before_the_stop_who_crashes_is_replaced_and_nothing_else_changes() {
     scene.restart();
     let waits = scene.restart();
     scene.fleet.hold_still(scene.now, &mut scene.paper);
-    assert!(matches!(&scene.ended_rolls()[..], [RollEnd::Aborted { reason, .. }] if reason == "the server stops"));
+    let stops = |end: &RollEnd| matches!(end, RollEnd::Aborted { reason, .. } if reason == "the server stops");
+    assert!(scene.ended_rolls().len() == 2 && scene.ended_rolls().iter().all(stops), "{:?}", scene.paper.told);
     assert!(scene.fleet.roll().is_none() && waits == 2, "nor does the queued one begin");
+    assert_eq!(scene.fleet.last_roll().map(|report| report.id), Some(waits), "who waits for it is told");
     scene.settle();
     let first = scene.fleet.members()[0].name;
     scene.fleet.replace(first, Ending::Requests(10));

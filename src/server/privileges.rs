@@ -3,7 +3,7 @@
 //! Everything else is opened afterwards, so that what can be opened at the start can be opened again at a reload, at an upgrade and when
 //! logs are rotated. To be called while there is one thread.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsString};
 use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, chown};
 use std::path::Path;
@@ -32,6 +32,15 @@ pub(super) fn give_up(settings: &Settings) -> Result<(), StartError> {
 /// As [`give_up`].
 pub(super) fn become_user(settings: &Settings) -> Result<(), StartError> {
     Other::of(settings)?.map_or(Ok(()), |other| other.become_it(settings))
+}
+
+/// What the workers of the configured user find in their environment of their own, as after a login; nothing where none is configured, or
+/// one without an entry in passwd(5). Where this server has taken over from another it is that user already, with the variables of
+/// whoever started the first one.
+pub(super) fn variables(settings: &Settings) -> Vec<(&'static str, OsString)> {
+    let entry = settings.process.user.as_deref().and_then(|name| find_user(name).ok()?.1);
+    let Some(User { name, dir, .. }) = entry else { return Vec::new() };
+    vec![("HOME", dir.into()), ("USER", name.clone().into()), ("LOGNAME", name.into())]
 }
 
 /// Somebody else than this process is.

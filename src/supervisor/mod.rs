@@ -6,6 +6,7 @@
 //! long as the server: on Linux workers die with the thread that started them (PR_SET_PDEATHSIG, prctl(2)).
 
 use std::cell::RefCell;
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -98,6 +99,8 @@ pub struct Options {
     pub program: PathBuf,
     /// Soft and hard RLIMIT_NOFILE as the server found them, restored for workers; `None`: as it is.
     pub descriptors: Option<(u64, u64)>,
+    /// Variables of the user that the workers are, where that is not whoever started the server.
+    pub user: Vec<(&'static str, OsString)>,
     /// Whether the process's signals are taken over. Otherwise [`Supervisor::requester`] makes the requests.
     pub signals: bool,
     /// How often a worker's memory is looked at, where it has a limit.
@@ -125,6 +128,7 @@ impl Default for Options {
         Options {
             program: spawn::this_program(),
             descriptors: None,
+            user: Vec::new(),
             signals: true,
             memory_interval: memory::INTERVAL,
             saturation_interval: saturation::INTERVAL,

@@ -11,7 +11,11 @@ const LONGEST: u64 = 32;
 
 /// See the module.
 #[derive(Debug)]
-pub struct PidFile(PathBuf);
+pub struct PidFile {
+    path: PathBuf,
+    /// Whether this process's number was written there, and nothing has failed since.
+    placed: bool,
+}
 
 impl PidFile {
     /// Writes this process's number down, in the place of another's. What stands where the fresh file is made, a link of somebody else's
@@ -20,19 +24,45 @@ impl PidFile {
     /// # Errors
     /// When the file cannot be written.
     pub fn write(path: &Path) -> io::Result<PidFile> {
-        place(path).map(|()| PidFile(path.to_owned()))
+        let mut file = PidFile::at(path);
+        file.place().map(|()| file)
+    }
+
+    /// The file there, not written yet.
+    pub fn at(path: &Path) -> PidFile {
+        PidFile { path: path.to_owned(), placed: false }
     }
 
     /// Writes it anew where it holds another's number, or is gone.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn take_back(&self) -> io::Result<()> {
-        if self.is_ours() { Ok(()) } else { place(&self.0) }
+    pub fn take_back(&mut self) -> io::Result<()> {
+        if self.is_ours() { Ok(()) } else { self.place() }
+    }
+
+    /// Writes it where that has failed before, or where somebody has removed it; whether it did. A number of another's that has come
+    /// there since stays.
+    ///
+    /// # Errors
+    /// When a file that was removed cannot be written; the second time that is no news.
+    pub fn mend(&mut self) -> io::Result<bool> {
+        let is_gone = fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+        match self.placed {
+            true if is_gone => self.place().map(|()| true),
+            true => Ok(false),
+            false => Ok(self.place().is_ok()),
+        }
+    }
+
+    fn place(&mut self) -> io::Result<()> {
+        let placed = place(&self.path);
+        self.placed = placed.is_ok();
+        placed
     }
 
     fn is_ours(&self) -> bool {
-        read(&self.0).unwrap_or_default().trim() == std::process::id().to_string()
+        read(&self.path).unwrap_or_default().trim() == std::process::id().to_string()
     }
 }
 
@@ -41,7 +71,8 @@ fn place(path: &Path) -> io::Result<()> {
     fresh.push(format!(".{}", std::process::id()));
     let fresh = PathBuf::from(fresh);
     fs::remove_file(&fresh).ok();
-    let mut file = File::options().write(true).create_new(true).open(&fresh)?;
+    // For all to read and for nobody else to write, whatever the umask: whoever reads it sends a signal to that number.
+    let mut file = File::options().write(true).create_new(true).mode(0o644).open(&fresh)?;
     let written = writeln!(file, "{}", std::process::id()).and_then(|()| fs::rename(&fresh, path));
     if written.is_err() {
         fs::remove_file(&fresh).ok();
@@ -52,7 +83,7 @@ fn place(path: &Path) -> io::Result<()> {
 impl Drop for PidFile {
     fn drop(&mut self) {
         if self.is_ours() {
-            fs::remove_file(&self.0).ok();
+            fs::remove_file(&self.path).ok();
         }
     }
 }
@@ -66,6 +97,8 @@ fn read(path: &Path) -> io::Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -77,7 +110,8 @@ mod tests {
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
         drop(file);
         assert!(!path.exists());
-        let file = PidFile::write(&path).unwrap();
+        let mut file = PidFile::write(&path).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o022, 0);
         fs::write(&path, "1\n").unwrap();
         file.take_back().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("{}\n", std::process::id()));
@@ -92,5 +126,24 @@ mod tests {
         assert!(!others.exists(), "written through a link");
         fs::write(&path, "1\n").unwrap();
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn one_that_could_not_be_written_or_was_removed_is_written_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("later/server.pid");
+        let mut file = PidFile::at(&path);
+        assert!(file.take_back().is_err());
+        assert!(!file.mend().unwrap(), "there is no directory yet, and that was said");
+        fs::create_dir(folder.path().join("later")).unwrap();
+        fs::write(&path, "1\n").unwrap();
+        assert!(file.mend().unwrap(), "that of the server before this one");
+        assert!(file.is_ours() && !file.mend().unwrap());
+        fs::remove_file(&path).unwrap();
+        assert!(file.mend().unwrap() && file.is_ours());
+        fs::write(&path, "1\n").unwrap();
+        assert!(!file.mend().unwrap(), "another's");
+        fs::remove_dir_all(path.parent().unwrap()).unwrap();
+        assert!(file.mend().is_err() && !file.mend().unwrap(), "it is said once");
     }
 }

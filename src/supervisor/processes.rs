@@ -605,9 +605,12 @@ impl Machine for Processes {
             let group = process.child.id();
             self.context.observer.ask(group, Wish { memory: true, ..Wish::default() });
         }
-        if let Some(path) = self.process(name).and_then(|process| process.endpoint.path()) {
+        if let Some(Process { endpoint, file, .. }) = self.process_mut(name)
+            && let Some(path) = endpoint.path()
+        {
             // The directory is closed to others already; this is the second lock on the door.
             socket_file::close_to_others(path);
+            file.is_ready_at(path);
         }
         for grant in self.dispatch.ready(id, now) {
             self.context.postboxes.grant(grant);
@@ -685,11 +688,15 @@ impl Machine for Processes {
         self.id(name).and_then(|id| snapshot.worker(id)).is_some_and(WorkerSnapshot::owes)
     }
 
-    fn coldest(&mut self, among: &[Name]) -> Option<Name> {
+    fn least_missed(&mut self, among: &[Name]) -> Option<Name> {
         let snapshot = self.dispatch.snapshot();
-        let answered = |name: &Name| self.id(*name).and_then(|id| snapshot.worker(id)?.answered_at);
+        let known = |name: &Name| self.id(*name).and_then(|id| snapshot.worker(id));
+        let busy = |worker: &WorkerSnapshot| worker.in_flight + worker.tunnels;
         // Of those that have answered nothing yet the newest goes.
-        among.iter().copied().min_by_key(|name| (answered(name), std::cmp::Reverse(*name)))
+        among.iter().copied().min_by_key(|name| {
+            let worker = known(name);
+            (worker.map(busy), worker.and_then(|worker| worker.answered_at), std::cmp::Reverse(*name))
+        })
     }
 
     fn give_up(&mut self, _now: Instant) {

@@ -10,6 +10,7 @@ use std::time::Instant;
 use super::spawn::Launcher;
 use super::unit::Unit;
 use super::upgrade::Held;
+use super::watch::own_files;
 use super::{AppSetup, Hooks, StartError, Supervisor};
 use crate::config::{self, HotReload, Settings};
 use crate::control::status;
@@ -88,6 +89,7 @@ impl Supervisor {
     /// Lets it hold: the rolls that have begun. To be called when the loops have their new table.
     pub fn apply(&mut self, prepared: Prepared, now: Instant) -> Vec<(AppId, u64)> {
         let Prepared { settings, added, changed, removed } = prepared;
+        let files_move = own_files(&settings) != own_files(&self.context.settings());
         self.context.set_settings(settings);
         let mut rolls = Vec::new();
         for (id, app, launcher) in changed {
@@ -97,6 +99,9 @@ impl Supervisor {
         }
         removed.into_iter().for_each(|id| self.remove(id, now));
         added.into_iter().for_each(|unit| self.take_in(unit));
+        if files_move {
+            self.units.iter_mut().filter(|unit| unit.leaving.is_none()).for_each(Unit::watch_files);
+        }
         rolls
     }
 
@@ -153,6 +158,7 @@ impl Supervisor {
 
     fn reload_now(&mut self, app: Option<usize>, hooks: &mut Hooks<'_>, now: Instant) -> Outcome {
         self.context.log.reopen();
+        self.mend_pid_file();
         let mut done = vec!["logs are being reopened".to_owned()];
         let mut changed = Reloaded::default();
         if let (Some(reload), None) = (&mut hooks.reload, app) {

@@ -1,12 +1,11 @@
 //! What somebody removes under a server that runs: its run directory, as a logout does with `$XDG_RUNTIME_DIR`, its control socket, a
-//! worker's socket.
+//! worker's socket, the pid file. A socket in whose place something else lies is removed as well.
 //!
 //! Rules:
 //! - It is looked for when a worker cannot be reached, and else now and then: whoever keeps a connection notices nothing, and the next
 //!   connect must not be the first to.
 //! - What can be made again is; a worker whose socket is gone is reached by nobody and is replaced, which counts as no failure of its own.
 
-use std::fs;
 use std::io;
 use std::ops::BitOr;
 use std::path::Path;
@@ -17,6 +16,7 @@ use super::unit::Unit;
 use super::{RunDirectory, Supervisor};
 use crate::fleet::{Member, Name};
 use crate::log::Level;
+use crate::socket_file::{self, Identity};
 
 /// How often it is looked whether all is there.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
@@ -49,16 +49,53 @@ pub struct EndpointFile {
     /// How often the run directory had been made again before.
     remade: u32,
     missing_since: Option<Instant>,
+    /// What lay there when the worker was ready.
+    seen: Option<Identity>,
 }
 
 impl EndpointFile {
     /// That of a worker which is started now.
     pub fn made_in(run: &RunDirectory) -> EndpointFile {
-        EndpointFile { remade: run.remade(), missing_since: None }
+        EndpointFile { remade: run.remade(), missing_since: None, seen: None }
+    }
+
+    /// The worker is ready, with what lies there now.
+    pub fn is_ready_at(&mut self, path: &Path) {
+        self.seen = socket_file::identity_at(path).ok();
+    }
+
+    /// Whether a connect leads somewhere: to what lay there, or to another socket that somebody listens on, as that of a worker that has opened
+    /// it anew.
+    fn is_there(&mut self, path: &Path) -> bool {
+        match socket_file::identity_at(path) {
+            Err(error) => error.kind() != io::ErrorKind::NotFound,
+            Ok(found) if self.seen.is_none_or(|seen| seen == found) => true,
+            Ok(found) => {
+                let answers = socket_file::answers(path);
+                self.seen = if answers { Some(found) } else { self.seen };
+                answers
+            }
+        }
     }
 }
 
 impl Supervisor {
+    /// Writes the pid file where it is missing, unless another server writes it.
+    pub(super) fn mend_pid_file(&mut self) {
+        if self.stop.is_some() || self.upgrades.is_going() || self.upgrades.is_silent() {
+            return;
+        }
+        let Some(file) = &mut self.upgrades.pid_file else { return };
+        match file.mend() {
+            Ok(false) => {}
+            Ok(true) => self.context.log.event(Level::Warn, "the pid file was missing: it is written again", &[]),
+            Err(error) => {
+                let message = "the pid file was removed and cannot be written again yet";
+                self.context.log.event(Level::Error, message, &[("error", &error)]);
+            }
+        }
+    }
+
     /// Looks for what is missing, when it is time to, and makes it again.
     pub(super) fn look_for_removed(&mut self, now: Instant) {
         let doubts = self.units.iter_mut().map(|unit| std::mem::take(&mut unit.doubts_files)).fold(false, BitOr::bitor);
@@ -66,6 +103,7 @@ impl Supervisor {
             return;
         }
         self.lookout.due = now + LOOK_AGAIN;
+        self.mend_pid_file();
         let mended = self.context.run.mend().map_err(|error| error.to_string());
         let reopened = mended.and_then(|()| {
             let reopened = self.control.as_mut().map_or(Ok(false), |control| control.reopen());
@@ -127,15 +165,15 @@ impl Processes {
         if process.file.remade != remade && (path.is_some() || process.channel.is_some()) {
             return Some(now);
         }
-        let is_gone =
-            |path: &&Path| fs::symlink_metadata(path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        let Some(path) = path.filter(|_| !starts).filter(is_gone) else {
+        let file = &mut process.file;
+        let Some(path) = path.filter(|_| !starts).filter(|path| !file.is_there(path)) else {
             process.file.missing_since = None;
             return None;
         };
         let since = *process.file.missing_since.get_or_insert(now);
         if since == now {
-            let message = "the worker's socket was removed; it is replaced unless it opens it again";
+            let message =
+                "the worker's socket was removed or replaced; the worker is replaced unless it opens it again";
             let path = path.display();
             self.events.emit(
                 Level::Warn,

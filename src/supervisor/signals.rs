@@ -2,7 +2,9 @@
 //! does not answer, the second signal to stop is the business of a thread that does nothing else.
 //!
 //! SIGPIPE is ignored for the whole process by the standard library's start-up code, and SIGXFSZ here; a write to a closed socket, or to a
-//! file that may not become larger (RLIMIT_FSIZE), is an error and no signal. Workers get all signals as they are by default.
+//! file that may not become larger (RLIMIT_FSIZE), is an error and no signal. The commands of workers get all signals as they are by default.
+//!
+//! Until the handlers are there, signals wait that tell a server to go on otherwise and would end it ([`hold`]). Those that end it do.
 
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, RawFd};
@@ -24,6 +26,32 @@ const LAST_RESORT: Duration = Duration::from_millis(950);
 const HANGS: u8 = 70;
 /// The exit code of this process should it be ended by the second signal: what is left to be done by then may be the log alone.
 static CODE: AtomicU8 = AtomicU8::new(HANGS);
+
+/// What waits until there are handlers.
+const HELD: [i32; 5] = [SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU];
+
+/// To be called before all else, while there is one thread: what would end a server that only starts waits for [`Requests::from_signals`], or
+/// for [`release`] in a process that is none.
+pub fn hold() {
+    // SAFETY: SIG_IGN is a valid disposition for this signal, and no handler of ours is replaced.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+    mask(libc::SIG_BLOCK);
+}
+
+/// Lets those go in this thread that have waited since [`hold`].
+pub fn release() {
+    mask(libc::SIG_UNBLOCK);
+}
+
+fn mask(how: i32) {
+    let mut held = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: the set is initialised by sigemptyset before anything else is done with it, and outlives the calls.
+    unsafe {
+        libc::sigemptyset(held.as_mut_ptr());
+        HELD.iter().for_each(|signal| _ = libc::sigaddset(held.as_mut_ptr(), *signal));
+        libc::pthread_sigmask(how, held.as_ptr(), std::ptr::null_mut());
+    }
+}
 
 /// What somebody asks of the server, by a signal or otherwise.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,11 +103,10 @@ impl Requests {
     /// # Errors
     /// When no pipe can be made or a handler cannot be installed.
     pub fn from_signals() -> io::Result<Requests> {
-        // SAFETY: SIG_IGN is a valid disposition for this signal, and no handler of ours is replaced.
-        unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
         let signals = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1, SIGUSR2, SIGTTIN, SIGTTOU, SIGCHLD];
         let requests = Requests { delivery: deliver(&signals)?, injected: None };
         keep_last_resort(&[SIGTERM, SIGINT, SIGQUIT])?;
+        release();
         Ok(requests)
     }
 

@@ -60,6 +60,8 @@ pub struct Launcher {
     socket: WorkerSocket,
     /// Where workers start, resolved anew at each start; `None`: where the server did.
     directory: Option<PathBuf>,
+    /// Variables of the user that workers are; the app's own win.
+    user: Vec<(&'static str, OsString)>,
     /// The app's own variables; those of the contract win.
     environment: BTreeMap<String, String>,
     /// `WORKER_CONCURRENCY`.
@@ -122,6 +124,7 @@ impl Launcher {
             socket,
             command,
             directory: app.program.directory.clone(),
+            user: Vec::new(),
             environment: app.program.environment.clone(),
             concurrency: app.sharing.concurrency.max(1),
             watchdog: app.life.watchdog,
@@ -130,6 +133,12 @@ impl Launcher {
             descriptors,
             ports: Ports::default(),
         }))
+    }
+
+    /// The same for workers that are that user, by these variables.
+    #[must_use]
+    pub fn of_user(self, user: Vec<(&'static str, OsString)>) -> Launcher {
+        Launcher { user, ..self }
     }
 
     /// The place where the next worker is to listen. `path` is for a Unix socket, and is not used for a TCP port.
@@ -189,6 +198,7 @@ impl Launcher {
         for name in std::env::vars_os().map(|(name, _)| name).filter(|name| is_for_the_server(name)) {
             shim.env_remove(name);
         }
+        shim.envs(self.user.iter().map(|(name, value)| (name, value)));
         shim.envs(&self.environment);
         let number = particulars.number.to_string();
         shim.env("WORKER_ID", &number)
@@ -414,6 +424,11 @@ mod tests {
         let tcp = of(&as_node, None);
         assert!(tcp["PORT"].as_ref().unwrap().parse::<u16>().unwrap() > 0);
         assert_eq!(tcp.get("SOCKET_PATH").cloned().flatten(), None);
+        let own = |app: &mut App| _ = app.program.environment.insert("HOME".to_owned(), "/srv/web".to_owned());
+        let of_user =
+            launcher("x", own).unwrap().of_user(vec![("HOME", "/nonexistent".into()), ("USER", "web".into())]);
+        let of_user = of(&of_user, None);
+        assert_eq!((of_user["HOME"].as_deref(), of_user["USER"].as_deref()), (Some("/srv/web"), Some("web")));
         let mut speaking = launcher("x", |app| app.life.watchdog = Some(Duration::from_millis(1500))).unwrap();
         speaking.control = Some("/run/control.sock".into());
         assert!(speaking.listens_to_workers());

@@ -350,6 +350,7 @@ impl Unit {
             changing: snapshot.paused
                 || self.fleet.roll().is_some()
                 || self.fleet.members().iter().any(fleet::Member::is_starting),
+            short: self.fleet.is_short(),
         };
         if let Some(target) = scaler.sample(load, now) {
             self.fleet.scale_to(target, "load", now, &mut self.processes);
@@ -381,7 +382,7 @@ impl Unit {
     }
 
     /// Watches the app's files, if changes are to reach the workers. Where the system cannot, the app goes on without.
-    fn watch_files(&mut self) {
+    pub fn watch_files(&mut self) {
         self.stop_watching();
         let (app, context) = (&self.processes.app, &self.processes.context);
         if app.reload.by == HotReload::None || self.processes.launcher().is_none() {
@@ -590,6 +591,7 @@ fn rule(app: &config::App) -> fleet::Rule {
 fn launcher(app: &config::App, context: &Context) -> Result<Option<Launcher>, StartError> {
     let options = &context.options;
     let control = options.about.is_some().then(|| context.run.control_path());
-    Launcher::new(app, &options.program, control, options.descriptors)
-        .map_err(|message| StartError { message, code: 64 })
+    let launcher = Launcher::new(app, &options.program, control, options.descriptors);
+    let launcher = launcher.map_err(|message| StartError { message, code: 64 })?;
+    Ok(launcher.map(|launcher| launcher.of_user(options.user.clone())))
 }

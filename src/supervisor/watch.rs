@@ -29,7 +29,7 @@ use notify::{RecommendedWatcher, RecursiveMode, Watcher as _};
 pub mod limiter;
 mod targets;
 
-use crate::config::{App, Command, LogTarget, Settings};
+use crate::config::{App, Bus, CloudWatch, Command, ListenAddress, LogTarget, Settings};
 use targets::{MOST_DIRECTORIES, Plan, Targets};
 
 /// A burst of changes is over after so long without one.
@@ -118,8 +118,8 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Watches what the settings name: `watch`, else the files of the app's command; the module in any case. The run
-    /// directory and the access log are left out. Changes are seen from now on, those that are made before all is watched by the
+    /// Watches what the settings name: `watch`, else the files of the app's command; the module in any case. What
+    /// the server writes itself is left out ([`own_files`]). Changes are seen from now on, those that are made before all is watched by the
     /// files' times; `on_change` is called from the watcher's thread whenever there is something to take.
     ///
     /// # Errors
@@ -130,12 +130,8 @@ impl Watcher {
             Command::BuiltIn | Command::None => &[],
         };
         let module: Vec<PathBuf> = app.program.module.iter().cloned().collect();
-        let mut left_out = vec![settings.process.run_dir.clone()];
-        if let LogTarget::File(path) = &settings.logs.access.target {
-            left_out.push(path.clone());
-        }
         let here = here(app);
-        let targets = Targets::find(&app.reload.watch, command, &module, &left_out, &here);
+        let targets = Targets::find(&app.reload.watch, command, &module, &own_files(settings), &here);
         Watcher::start_for(targets, here, on_change)
     }
 
@@ -161,6 +157,7 @@ impl Watcher {
             watched: BTreeSet::new(),
             burst: Burst::default(),
             lost,
+            real_here: here.clone(),
             here,
             said: BTreeSet::new(),
             changed_since: Some(SystemTime::now()),
@@ -270,6 +267,8 @@ impl Burst {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seen {
     Changed,
+    /// It has changed, and leads to another file perhaps.
+    Link,
     Directory,
     Nothing,
 }
@@ -285,6 +284,8 @@ struct Observer {
     /// Events were lost on their way here.
     lost: Arc<AtomicBool>,
     here: PathBuf,
+    /// The same without links, as of the last scan: as events name it.
+    real_here: PathBuf,
     /// The troubles that were told.
     said: BTreeSet<&'static str>,
     /// Of what is found, only what has changed since then is news; `None`: all is.
@@ -365,8 +366,8 @@ impl Observer {
         let mut scan = burst.more || burst.moved || FILES_ONE_BY_ONE;
         for (path, touch) in burst.touched {
             let seen = look(&path, touch, self.plan.names(&path));
-            scan |= seen == Seen::Directory || self.plan.names(&path);
-            if seen == Seen::Changed {
+            scan |= matches!(seen, Seen::Directory | Seen::Link) || self.plan.names(&path);
+            if matches!(seen, Seen::Changed | Seen::Link) {
                 changes.add(self.shown(&path));
             }
         }
@@ -383,6 +384,7 @@ impl Observer {
     /// has changed.
     fn scan(&mut self, mut changes: Option<&mut Changes>) {
         self.plan = self.targets.plan();
+        self.real_here = fs::canonicalize(&self.here).unwrap_or_else(|_| self.here.clone());
         if self.plan.cut {
             let line = format!("more than {MOST_DIRECTORIES} directories: changes in the others go unnoticed");
             self.say("directories", format!("hot reload: {line}; name fewer with --watch"));
@@ -441,7 +443,7 @@ impl Observer {
     }
 
     fn shown(&self, path: &Path) -> PathBuf {
-        path.strip_prefix(&self.here).unwrap_or(path).to_path_buf()
+        path.strip_prefix(&self.real_here).unwrap_or(path).to_path_buf()
     }
 
     fn summary(&self) -> String {
@@ -513,13 +515,52 @@ fn look(path: &Path, touch: Touch, named: bool) -> Seen {
     }
     let just_now = |modified: SystemTime| modified.elapsed().map_or(true, |age| age < JUST_NOW);
     let changed = touch.content || metadata.modified().is_ok_and(just_now);
-    if changed { Seen::Changed } else { Seen::Nothing }
+    match changed {
+        true if metadata.is_symlink() => Seen::Link,
+        true => Seen::Changed,
+        false => Seen::Nothing,
+    }
 }
 
-/// Where the workers start: what the command's relative paths are relative to.
+/// Where the workers start: what the command's relative paths are relative to. Links in it are kept, for they may be switched to another
+/// release.
 fn here(app: &App) -> PathBuf {
-    let start = app.program.directory.clone().map_or_else(std::env::current_dir, Ok);
-    start.and_then(fs::canonicalize).unwrap_or_else(|_| PathBuf::from("/"))
+    let start = app.program.directory.clone().map_or_else(std::env::current_dir, std::path::absolute);
+    start.unwrap_or_else(|_| PathBuf::from("/"))
+}
+
+/// Files and directories that the server writes itself: a change of theirs is none of the app's. Their relative paths are relative to
+/// where the server was started, which may be elsewhere than its workers.
+pub fn own_files(settings: &Settings) -> Vec<PathBuf> {
+    let file = |target: &LogTarget| match target {
+        LogTarget::File(path) => Some(path.clone()),
+        _ => None,
+    };
+    let cloudwatch = match &settings.telling.metrics.cloudwatch {
+        Some(CloudWatch::File(path)) => Some(path.clone()),
+        _ => None,
+    };
+    let acme = settings.acme.is_wanted().then(|| settings.acme.directory.clone());
+    let buses = settings.hubs.iter().filter_map(|hub| match &hub.bus {
+        Some(Bus::Directory(path)) => Some(path.clone()),
+        _ => None,
+    });
+    let listeners = settings.listening.at.iter().chain(&settings.telling.admin);
+    let sockets = listeners.filter_map(|address| match address {
+        ListenAddress::Unix(path) => Some(path.clone()),
+        _ => None,
+    });
+    let single = [
+        Some(settings.process.run_dir.clone()),
+        settings.process.pid_file.clone(),
+        settings.stores.spool_dir.clone(),
+        file(&settings.logs.access.target),
+        file(&settings.logs.events.target),
+        cloudwatch,
+        acme,
+    ];
+    let all = single.into_iter().flatten().chain(buses).chain(sockets);
+    all.map(|path| std::path::absolute(&path).unwrap_or(path)).collect()
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use super::*;
 on_every_backend! {
     a_run_directory_that_is_removed_is_made_again_and_the_workers_start_anew,
     a_socket_that_is_removed_is_made_again_or_its_worker_replaced,
+    a_worker_in_whose_socket_s_place_something_else_lies_is_replaced,
 }
 
 /// Crashes would end the app soon. A removal is noticed when a connection is opened, or at the next look: what is held meanwhile is
@@ -20,6 +21,14 @@ fn many_ask(site: &Site) {
     for client in &mut clients {
         asked(client, "/pid").expect("no request fails");
     }
+}
+
+/// The socket of the first worker of a place.
+fn socket(site: &Site, place: usize) -> PathBuf {
+    let sockets =
+        fs::read_dir(site.run()).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
+    let is_it = |path: &PathBuf| path.display().to_string().contains(&format!(".G1.{place}."));
+    fs::read_dir(sockets).unwrap().map(|entry| entry.unwrap().path()).find(is_it).unwrap()
 }
 
 fn has_failed(site: &Site) -> bool {
@@ -60,12 +69,8 @@ fn a_socket_that_is_removed_is_made_again_or_its_worker_replaced(backend: &str) 
     let site = Site::python(backend, &STRICT);
     let before = site.settled(2);
     let asking = Asking::begin(&site);
-    let sockets =
-        fs::read_dir(site.run()).unwrap().map(|entry| entry.unwrap().path()).find(|path| path.is_dir()).unwrap();
-    let is_first = |path: &PathBuf| path.display().to_string().contains(".G1.1.");
-    let first = fs::read_dir(sockets).unwrap().map(|entry| entry.unwrap().path()).find(is_first).unwrap();
     fs::remove_file(site.run().join("control.sock")).unwrap();
-    fs::remove_file(first).unwrap();
+    fs::remove_file(socket(&site, 1)).unwrap();
     many_ask(&site);
     until("the control socket is back", || site.run().join("control.sock").exists());
     site.until("another serves in its place", |app| {
@@ -79,4 +84,24 @@ fn a_socket_that_is_removed_is_made_again_or_its_worker_replaced(backend: &str) 
     let ended = site.events("worker-exit", 1);
     assert_eq!(ended[0]["reason"], "its socket was removed");
     assert!(!has_failed(&site));
+}
+
+fn a_worker_in_whose_socket_s_place_something_else_lies_is_replaced(backend: &str) {
+    let mut site = Site::python(backend, &STRICT);
+    let before = site.settled(2);
+    let asking = Asking::begin(&site);
+    let (first, second) = (socket(&site, 1), socket(&site, 2));
+    [&first, &second].iter().for_each(|path| fs::remove_file(path).unwrap());
+    fs::write(&first, "a file").unwrap();
+    std::os::unix::fs::symlink("/nonexistent", &second).unwrap();
+    many_ask(&site);
+    site.until("others serve in their places", |app| {
+        let pids = pids(app);
+        pids.len() == 2 && !pids.iter().any(|pid| before.contains(pid))
+    });
+    asking.end();
+    site.events("worker-socket-removed", 2);
+    assert!(site.events("worker-exit", 2).iter().all(|exit| exit["reason"] == "its socket was removed"));
+    assert!(!has_failed(&site), "{:?}", site.server.lines());
+    assert_eq!(site.server.stop(), Some(0));
 }

@@ -6,6 +6,7 @@ on_every_backend! {
     signals_add_and_take_workers_within_bounds,
     a_busy_worker_that_is_one_too_many_finishes_its_request_first,
     a_worker_that_is_one_too_many_keeps_its_tunnels_until_they_end,
+    a_worker_that_is_busy_stays_where_others_are_not,
     what_is_counted_of_a_place_is_still_known_when_it_comes_again,
 }
 
@@ -108,6 +109,24 @@ fn a_worker_that_is_one_too_many_keeps_its_tunnels_until_they_end(backend: &str)
     site.settled(1);
     site.events("worker-exit", 1);
     site.events("worker-cut", 0);
+}
+
+fn a_worker_that_is_busy_stays_where_others_are_not(backend: &str) {
+    let site = Site::python(backend, &["-w", "3", "--read-timeout-ms", "60000", "--request-timeout", "60s"]);
+    site.settled(3);
+    let mut held = site.begin("/hold/long");
+    // The others have answered later than this one.
+    let mut others = [site.begin("/hold/short"), site.begin("/hold/short")];
+    site.make("short");
+    others.iter_mut().for_each(|client| assert_eq!(client.answer().status, 200));
+    for left in [2, 1] {
+        assert_eq!(site.word(&["scale", "-1"]).0, Some(0));
+        site.settled(left);
+    }
+    let stays = site.settled(1)[0];
+    site.make("long");
+    assert_eq!(held.answer().text(), stays.to_string());
+    site.events("worker-exit", 2);
 }
 
 /// With so many, whatever costs each worker a look at all others shows.

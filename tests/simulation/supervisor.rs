@@ -535,7 +535,7 @@ impl Machine for ScriptedMachine {
         self.id(name).is_some_and(|id| self.owes_by(id))
     }
 
-    fn coldest(&mut self, among: &[Name]) -> Option<Name> {
+    fn least_missed(&mut self, among: &[Name]) -> Option<Name> {
         among.get(self.world.below(among.len().max(1))).copied()
     }
 

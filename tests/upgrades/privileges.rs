@@ -32,6 +32,16 @@ fn server_and_workers_are_that_user_for_good(backend: &str) {
         assert_eq!(owner(process), (NOBODY, NOBODY));
         let below = Process::below(process).into_iter().filter(|one| one.parent == process);
         below.for_each(|one| assert_eq!(owner(one.id), (NOBODY, NOBODY), "{one:?}"));
+        let entry = std::fs::read_to_string("/etc/passwd").unwrap();
+        let entry: Vec<&str> =
+            entry.lines().map(|line| line.split(':').collect()).find(|of: &Vec<&str>| of[2] == "65534").unwrap();
+        let variables =
+            Process::below(process).into_iter().filter_map(|one| fs::read(format!("/proc/{}/environ", one.id)).ok());
+        let variables: Vec<String> = variables.map(|all| String::from_utf8_lossy(&all).replace('\0', "\n")).collect();
+        let of_worker = variables.iter().find(|all| all.lines().any(|line| line == "WORKER_ID=1")).expect("a worker");
+        for expected in [format!("HOME={}", entry[5]), format!("USER={}", entry[0]), format!("LOGNAME={}", entry[0])] {
+            assert!(of_worker.lines().any(|line| line == expected), "{expected}: {of_worker}");
+        }
         for made in [line.run(), line.folder.path().join("pid")] {
             assert_eq!(fs::metadata(made).unwrap().uid(), NOBODY);
         }

@@ -431,7 +431,7 @@ impl Supervisor {
         let now = Instant::now();
         self.context.run.take_over();
         let control = self.control.as_mut().map_or(Ok(()), |control| control.take_back(now));
-        let pid_file = self.upgrades.pid_file.as_ref().map_or(Ok(()), PidFile::take_back);
+        let pid_file = self.upgrades.pid_file.as_mut().map_or(Ok(()), PidFile::take_back);
         for (outcome, message) in [
             (control, "the control socket cannot be put back in its place"),
             (pid_file, "the pid file cannot be written anew"),

@@ -256,14 +256,11 @@ impl Supervisor {
             }
         }
         self.upgrades.holdings.take_over();
-        if let Some(path) = &self.context.settings().process.pid_file {
-            match PidFile::write(path) {
-                Ok(file) => self.upgrades.pid_file = Some(file),
-                Err(error) => {
-                    let fields: [(&str, &dyn std::fmt::Display); 2] = [("file", &path.display()), ("error", &error)];
-                    self.context.log.event(Level::Error, "the pid file cannot be written", &fields);
-                }
-            }
+        if let Some(path) = &self.context.settings().process.pid_file
+            && let Err(error) = self.upgrades.pid_file.insert(PidFile::at(path)).take_back()
+        {
+            let fields: [(&str, &dyn std::fmt::Display); 2] = [("file", &path.display()), ("error", &error)];
+            self.context.log.event(Level::Error, "the pid file cannot be written yet", &fields);
         }
         self.context.postboxes.broadcast(|| Mail::Accept);
         successor.phase = Phase::Serving;

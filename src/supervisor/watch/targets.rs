@@ -54,7 +54,7 @@ pub struct Plan {
 
 impl Targets {
     /// The paths that were given, else those of the command; and the files that are `added` in any case. Relative ones are
-    /// relative to `here`.
+    /// relative to `here`, an absolute path whose links are followed anew by each plan.
     pub fn find(
         given: &[PathBuf],
         command: &[OsString],
@@ -62,10 +62,9 @@ impl Targets {
         left_out: &[PathBuf],
         here: &Path,
     ) -> Targets {
-        let here = fs::canonicalize(here).unwrap_or_else(|_| here.to_path_buf());
         let mut paths: Vec<PathBuf> = given.iter().map(|path| here.join(path)).collect();
         if given.is_empty() && !command.is_empty() {
-            paths = of_command(command, &here);
+            paths = of_command(command, here);
         }
         paths.extend(added.iter().map(|path| here.join(path)));
         let left_out = left_out.iter().map(|path| real(&here.join(path), &mut HashSet::new())).collect();
@@ -117,7 +116,7 @@ impl Plan {
     }
 
     fn is_left_out(&self, path: &Path) -> bool {
-        self.left_out.iter().any(|out| path.starts_with(out))
+        self.left_out.iter().any(|out| path.starts_with(out) || is_numbered(path, out))
     }
 
     fn walk(&mut self, tree: PathBuf) {
@@ -129,6 +128,9 @@ impl Plan {
             }
             for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
                 let path = entry.path();
+                if entry.file_type().is_ok_and(|kind| kind.is_symlink()) && self.counts(&path) {
+                    self.follow(&path);
+                }
                 // Links to directories are not followed: they may lead anywhere, back here too.
                 let inner = entry.file_type().is_ok_and(|kind| kind.is_dir()) && !is_heavy(&entry.file_name());
                 if inner && !self.is_left_out(&path) && !MARKS.iter().any(|mark| path.join(mark).exists()) {
@@ -137,6 +139,22 @@ impl Plan {
             }
             self.directories.insert(directory);
         }
+    }
+
+    /// A link in a tree leads to a file: that is watched as if it lay there, wherever it is, but for what is the system's.
+    fn follow(&mut self, link: &Path) {
+        let mut named = HashSet::new();
+        let end = real(link, &mut named);
+        if !end.is_file() || self.is_left_out(&end) || end.file_name().is_none_or(is_noisy) || is_systems(&end) {
+            return;
+        }
+        let around: Vec<PathBuf> = named.iter().filter_map(|path| path.parent()).map(Path::to_path_buf).collect();
+        if self.directories.len() + around.len() > MOST_DIRECTORIES {
+            self.cut = true;
+            return;
+        }
+        self.directories.extend(around);
+        self.named.extend(named);
     }
 }
 
@@ -174,6 +192,12 @@ fn real(path: &Path, named: &mut HashSet<PathBuf>) -> PathBuf {
     }
     named.insert(at.clone());
     at
+}
+
+/// Whether a path is that of a file with a number or a date behind it, as logs get that are rotated: `access.1`, `access-20260101.gz`.
+fn is_numbered(path: &Path, file: &Path) -> bool {
+    let rest = path.as_os_str().as_bytes().strip_prefix(file.as_os_str().as_bytes());
+    matches!(rest, Some([b'.' | b'-', b'0'..=b'9', ..]))
 }
 
 fn is_heavy(name: &OsStr) -> bool {
@@ -270,6 +294,7 @@ fn is_too_much(directory: &Path, here: &Path) -> bool {
     let home = std::env::var_os("HOME").map(PathBuf::from);
     let shared = [Some(PathBuf::from("/")), Some(std::env::temp_dir()), home];
     let inside = directory.strip_prefix(here).unwrap_or(Path::new(""));
+    let directory = &fs::canonicalize(directory).unwrap_or_else(|_| directory.to_path_buf());
     is_systems(directory) || shared.iter().flatten().any(|much| much == directory) || inside.iter().any(is_heavy)
 }
 

@@ -109,6 +109,7 @@ fn observer(rig: &Rig, targets: Targets) -> Observer {
         burst: Burst::default(),
         lost: Arc::default(),
         here: rig.root.clone(),
+        real_here: rig.root.clone(),
         said: BTreeSet::new(),
         changed_since: None,
         report: Arc::default(),
@@ -203,6 +204,43 @@ fn a_link_that_is_switched_to_another_release_is_a_change_and_the_new_one_is_wat
 }
 
 #[test]
+fn the_directory_that_workers_start_in_may_be_a_link_that_is_switched() {
+    let rig = Rig::new(&["releases/1/server.js", "releases/2/server.js"]);
+    symlink("releases/1", rig.path("current")).unwrap();
+    let mut settings = Settings::for_test();
+    settings.app.program.directory = Some(rig.path("current"));
+    settings.app.program.command = Command::Argv(vec!["node".into(), "server.js".into()]);
+    let (waker, wakes) = mpsc::channel();
+    let watcher = Watcher::start(&settings.app, &settings, move || waker.send(()).unwrap_or(())).unwrap();
+    let summary = until_watched(&watcher, &wakes);
+    assert!(summary.starts_with("server.js, . ("), "{summary}");
+    let mut rig = Rig { watcher: Some(watcher), wakes, ..rig };
+    symlink("releases/2", rig.path("current.new")).unwrap();
+    fs::rename(rig.path("current.new"), rig.path("current")).unwrap();
+    let current = rig.path("current").display().to_string();
+    rig.expect(&[&current, "server.js"]);
+    rig.write("releases/1/server.js", "of the past");
+    rig.write("releases/2/lib/part.js", "2");
+    rig.expect(&["lib/part.js"]);
+}
+
+#[test]
+fn what_a_link_in_a_tree_leads_to_is_watched_wherever_it_lies() {
+    let rig = Rig::new(&["src/app.js", "shared/part.js", "shared/other.js", "shared/own.log", "later/part.js"]);
+    symlink("../shared/part.js", rig.path("src/part.js")).unwrap();
+    symlink("../shared/own.log", rig.path("src/own")).unwrap();
+    let mut rig = rig.watch(&["src"]);
+    rig.write("shared/other.js", "nothing leads here");
+    rig.write("shared/own.log", "noise");
+    rig.write("shared/part.js", "1");
+    rig.expect(&["shared/part.js"]);
+    symlink("../later/part.js", rig.path("src/new.js")).unwrap();
+    rig.expect(&["src/new.js", "later/part.js"]);
+    rig.write("later/part.js", "1");
+    rig.expect(&["later/part.js"]);
+}
+
+#[test]
 fn a_path_that_does_not_exist_yet_is_seen_when_it_comes() {
     let mut rig = Rig::new(&["app.js"]).watch(&["build/handler.so"]);
     fs::create_dir(rig.path("build")).unwrap();
@@ -245,6 +283,9 @@ fn settings_name_what_is_watched() {
     let mut settings = Settings::for_test();
     settings.process.run_dir = rig.path("run");
     settings.logs.access.target = LogTarget::File(rig.path("access.out"));
+    settings.logs.events.target = LogTarget::File(rig.path("events.out"));
+    settings.telling.metrics.cloudwatch = Some(CloudWatch::File(rig.path("metrics.out")));
+    settings.process.pid_file = Some(rig.path("pid"));
     settings.app.program.module = Some(rig.path("handler.so"));
     settings.app.reload.watch = vec![rig.root.clone()];
     let (waker, wakes) = mpsc::channel();
@@ -253,7 +294,9 @@ fn settings_name_what_is_watched() {
     assert!(summary.ends_with("handler.so (3 directories)"), "{summary}");
     let mut rig = Rig { watcher: Some(watcher), wakes, ..rig };
     rig.write("run/x", "ours");
-    rig.write("access.out", "ours");
+    for name in ["access.out", "events.out", "metrics.out", "pid", "pid.77", "access.out.1", "events.out-20260101"] {
+        rig.write(name, "ours");
+    }
     rig.write("handler.so", "the module");
     let handler = rig.path("handler.so").display().to_string();
     rig.expect(&[&handler]);
