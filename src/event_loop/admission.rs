@@ -387,6 +387,11 @@ impl<B: Backend> Loop<B> {
 
     /// In a stop: closes a connection between two requests, at once, or in a handover when none is on its way.
     pub fn drain_idle(&mut self, sock: Sock) {
+        let is_watcher = |client: &mut Client| !client.requested && self.accepting.is_watcher(client);
+        if self.accepting.watched && self.table.client(sock).is_some_and(is_watcher) {
+            // Its first question is on its way, and is answered as long as anybody's is.
+            return;
+        }
         if self.sends_away() {
             self.close_answered(sock);
         } else if self.table.client(sock).is_some_and(|client| !client.behind) {
