@@ -67,6 +67,8 @@ pub enum Message {
     CloseListener(u32),
     /// Connections have become fewer than `max_connections`: accept again.
     Accept,
+    /// Little is left to `max_connections`: take no more of them from the kernel than there are places.
+    FewPlaces,
     /// Handshakes of TLS that had no turn in the last one have theirs.
     ShakeHands,
     /// Another process has given up accepting on the same sockets: the kernel may have told it alone of a client that still waits, so ask

@@ -289,6 +289,7 @@ impl<B: Backend> Loop<B> {
             }
             Message::CloseListener(id) => self.close_listener(id),
             Message::Accept => self.resume_accepting(),
+            Message::FewPlaces => self.look_at_places(),
             Message::ShakeHands => while !self.guarded(Loop::shake_hands) {},
             Message::AcceptAnew => self.accept_anew(),
             Message::CloseIdle(wanted) => self.make_places(wanted),

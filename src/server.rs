@@ -42,10 +42,12 @@ use crate::supervisor::upgrade::{Held, Holdings, Succession};
 use crate::supervisor::{self, About, Supervisor};
 use crate::tls::{self, Failure, Policies, Policy};
 
+use held::Patience;
 use inherit::Inherited;
 use loops::LoopSet;
 use reload::Reloader;
 
+mod held;
 mod inherit;
 mod loops;
 mod privileges;
@@ -515,9 +517,10 @@ fn write_pid_file(path: &Path) -> Result<PidFile, StartError> {
 
 /// Opens all listeners that nobody else has opened for this process.
 fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<Listening>, StartError> {
+    let patience = Patience::of_a_start();
     let mut open = |asked: &ListenAddress, admin| match inherited.listeners(asked, admin)? {
         Some(found) => Ok(found),
-        None => listen(settings, asked, false).map(|listening| vec![listening]),
+        None => listen(settings, asked, false, patience).map(|listening| vec![listening]),
     };
     // Those of the admin first: a listener may ask for whatever sockets systemd has opened beside those that are asked for by name.
     let mut listeners = Vec::new();
@@ -532,11 +535,18 @@ fn open_listeners(settings: &Settings, inherited: &mut Inherited) -> Result<Vec<
 }
 
 /// Opens a listener. `shared`: this process listens on that port already, and so may others of its own.
-fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<Listening, StartError> {
+fn listen(
+    settings: &Settings,
+    address: &ListenAddress,
+    shared: bool,
+    patience: Patience,
+) -> Result<Listening, StartError> {
     match address {
         ListenAddress::Tcp(address) => {
             let all = [&settings.listening.at[..], &settings.telling.admin].concat();
-            listen_tcp(*address, only_v6(*address, &all), settings.loops.count, shared).map_err(|error| {
+            let only_v6 = only_v6(*address, &all);
+            let opened = patience.open(|| listen_tcp(*address, only_v6, settings.loops.count, shared));
+            opened.map_err(|error| {
                 let hint = match error.kind() {
                     io::ErrorKind::AddrInUse => "; another program listens there: stop it or choose another address",
                     io::ErrorKind::PermissionDenied => "; ports below 1024 need privileges",
@@ -548,7 +558,7 @@ fn listen(settings: &Settings, address: &ListenAddress, shared: bool) -> Result<
         }
         ListenAddress::Unix(path) => {
             let access = settings.listening.unix_at(path);
-            unix::listen(path, access.mode, unix::Owner::find(access)?)
+            unix::listen(path, access.mode, unix::Owner::find(access)?, patience)
         }
         // The inherited sockets are looked at first, and say what is missing.
         ListenAddress::Systemd(name) => {

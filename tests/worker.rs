@@ -1,8 +1,11 @@
 //! The built-in worker as a process.
 
+use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use crate::support::{DEADLINE, PROGRAM, until};
@@ -15,10 +18,16 @@ struct Worker {
 
 impl Worker {
     fn start() -> Worker {
+        Worker::start_as(|_, _| {})
+    }
+
+    /// With something done to its command before; the other is the folder of its socket.
+    fn start_as(prepare: impl FnOnce(&mut Command, &Path)) -> Worker {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("worker.sock");
         let mut command = Command::new(PROGRAM);
         command.arg("worker").arg("--socket").arg(&path).env("WORKER_ID", "7").stderr(Stdio::null());
+        prepare(&mut command, directory.path());
         let worker = Worker { _directory: directory, path, child: command.spawn().unwrap() };
         until("the worker listens", || UnixStream::connect(&worker.path).is_ok());
         worker
@@ -125,6 +134,37 @@ fn term_lets_the_request_in_flight_finish_and_ends_idle_connections() {
     assert!(rest.ends_with("chunk 2\n\r\n0\r\n\r\n"), "{rest}");
     assert!(worker.child.wait().unwrap().success(), "it exits with 0");
     assert!(!worker.path.exists(), "and takes its socket along");
+}
+
+#[test]
+fn without_threads_it_says_that_it_is_busy() {
+    /// A user who runs nothing else, as which root has no privileges.
+    const USER: u32 = 61_236;
+    let is_root = fs::metadata("/proc/self").unwrap().uid() == 0;
+    let worker = Worker::start_as(|command, directory| {
+        fs::set_permissions(directory, fs::Permissions::from_mode(0o777)).unwrap();
+        if is_root {
+            command.uid(USER).gid(USER);
+        }
+        let limit = || {
+            let limit = libc::rlimit { rlim_cur: 1, rlim_max: 1 };
+            // SAFETY: the structure lives for the duration of the call.
+            match unsafe { libc::setrlimit(libc::RLIMIT_NPROC, &limit) } {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            }
+        };
+        // SAFETY: the closure calls only what may be called between fork and exec.
+        unsafe { command.pre_exec(limit) };
+    });
+    for _ in 0..3 {
+        let answer = worker.talk("GET /ping HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert!(answer.starts_with("HTTP/1.1 503 Busy\r\nRip-Worker-Busy: 1\r\n"), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nthis worker can start no thread for one more connection\n"), "{answer}");
+    }
+    worker.term();
+    let mut worker = worker;
+    assert!(worker.child.wait().unwrap().success(), "it exits with 0");
 }
 
 #[test]

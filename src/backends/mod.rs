@@ -57,6 +57,10 @@ pub const FILES_A_TURN: u64 = 4 * BULK_BYTES as u64;
 /// Connections taken from one listener in one turn at most, so that accepts never starve requests.
 pub const ACCEPT_BATCH: usize = 32;
 
+/// Connections that a backend may take from the kernel before their turn where places are plenty ([`Backend::accept_ahead`]): what comes
+/// within a turn or two.
+pub const TAKEN_AHEAD: usize = 4096;
+
 /// Who is at the other end of an accepted connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Peer {
@@ -251,6 +255,11 @@ pub trait Backend: Sized {
 
     /// Accepts again.
     fn resume(&mut self, listener: Sock);
+
+    /// How many connections a backend may take from the kernel at each listener before their turn, one at least; `None`: as many as come, and
+    /// up to [`TAKEN_AHEAD`] of all listeners together. Each has a descriptor that nobody else counts. Where a turn accepts what it brings up
+    /// and no more, there is nothing to be bounded.
+    fn accept_ahead(&mut self, _most: Option<usize>) {}
 
     /// Starts a connection to a TCP or Unix address. `Connect` or `Fail` follows; sends may be queued at once and leave when
     /// it is connected. `None`: the Unix socket's backlog is full (EAGAIN), ask again later. An error means that no

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use crate::access::Checks;
-use crate::backends::{Backend, How, Peer, Sock};
+use crate::backends::{Backend, How, Peer, Sock, TAKEN_AHEAD};
 use crate::buffers::slots::Key;
 use crate::buffers::wheel::{Look, nanos};
 use crate::config::{Front, ListenAddress};
@@ -116,6 +116,8 @@ pub struct Admission {
     crowded: AtomicBool,
     /// Some loop has paused its listeners.
     paused: AtomicBool,
+    /// So few places are left that what backends take ahead might be more.
+    scarce: AtomicBool,
     /// Who they are, as far as the connections of an address are limited.
     crowd: Crowd,
     /// Passwords that are being checked; the loops and the connections that wait for that.
@@ -162,7 +164,9 @@ impl<B: Backend> Loop<B> {
             return self.backend.close(sock, How::Now);
         }
         let limit = self.apps.settings.bounds.connections + if admin { ADMIN_PLACES } else { 0 };
-        match self.shared.admission.enter(limit) {
+        let entered = self.shared.admission.enter(limit);
+        self.look_at_places();
+        match entered {
             Some(active) if active > limit - limit / 16 => {
                 if active == limit {
                     self.want_places(1);
@@ -330,11 +334,39 @@ impl<B: Backend> Loop<B> {
         }
     }
 
+    /// Has no more connections taken ahead than there are places for: what the kernel has brought and nobody has let in has a descriptor, too, and
+    /// the reserve of those is for workers and for who asks how the server is.
+    #[inline]
+    pub fn look_at_places(&mut self) {
+        let admission = &self.shared.admission;
+        let left = self.apps.settings.bounds.connections.saturating_sub(admission.active());
+        let scarce = admission.scarce.load(Ordering::Relaxed);
+        if scarce || left < self.shared.postboxes.len() * TAKEN_AHEAD {
+            self.share_places(left, scarce);
+        }
+    }
+
+    #[cold]
+    fn share_places(&mut self, left: usize, were_scarce: bool) {
+        let (admission, loops) = (&self.shared.admission, self.shared.postboxes.len());
+        let plenty = loops * TAKEN_AHEAD;
+        if left >= plenty + plenty / 8 {
+            admission.scarce.store(false, Ordering::Relaxed);
+            return self.backend.accept_ahead(None);
+        }
+        // The other loops know of what they have let in themselves.
+        if !were_scarce && !admission.scarce.swap(true, Ordering::Relaxed) {
+            self.shared.postboxes.broadcast(|| Message::FewPlaces);
+        }
+        self.backend.accept_ahead(Some(left / (loops * self.accepting.listeners.len().max(1))));
+    }
+
     /// Lets those in who wait, and accepts again, as far as the limit allows.
     pub fn resume_accepting(&mut self) {
         if self.accepting.draining && !self.accepting.handed_over {
             return;
         }
+        self.look_at_places();
         let limit = self.apps.settings.bounds.connections;
         while !self.accepting.waiting.is_empty() {
             if self.shared.admission.enter(limit).is_none() {
@@ -355,6 +387,11 @@ impl<B: Backend> Loop<B> {
 
     /// In a stop: closes a connection between two requests, at once, or in a handover when none is on its way.
     pub fn drain_idle(&mut self, sock: Sock) {
+        let is_watcher = |client: &mut Client| !client.requested && self.accepting.is_watcher(client);
+        if self.accepting.watched && self.table.client(sock).is_some_and(is_watcher) {
+            // Its first question is on its way, and is answered as long as anybody's is.
+            return;
+        }
         if self.sends_away() {
             self.close_answered(sock, false);
         } else if self.table.client(sock).is_some_and(|client| !client.behind) {
@@ -388,6 +425,7 @@ impl<B: Backend> Loop<B> {
                 None => self.accepting.listeners.push(listener),
             }
         }
+        self.look_at_places();
         Ok(())
     }
 

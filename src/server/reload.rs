@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::held::Patience;
 use super::loops::{LATER_LINKS, LATER_LISTENERS, share_out, socket_room};
 use super::renewal::Renewal;
 use super::site::{self, Current};
@@ -336,7 +337,7 @@ impl Reloader {
         let closing = supervisor.closing().filter_map(|held| held.address.parse().ok().map(ListenAddress::Tcp));
         let mut ours = self.places.iter().map(|place| place.address.clone()).chain(closing);
         let is_ours = wanted.is_some() && ours.any(|address| port(&address) == wanted);
-        let mut listening = listen(&config.server, asked, is_ours).map_err(|error| error.message)?;
+        let mut listening = listen(&config.server, asked, is_ours, Patience::none()).map_err(|error| error.message)?;
         listening.secure(&config.server).map_err(|failure| failure.to_string())?;
         Ok(listening)
     }

@@ -117,7 +117,7 @@ fn nobody_gets_in_before_there_is_who_accepts() {
             while tries.load(Ordering::Relaxed) < 10 {
                 std::thread::yield_now();
             }
-            let listening = listen(&settings, &ListenAddress::Tcp(address), round % 2 == 1);
+            let listening = listen(&settings, &ListenAddress::Tcp(address), round % 2 == 1, Patience::none());
             stop.store(true, Ordering::Relaxed);
             let connected: Vec<TcpStream> = clients.into_iter().flat_map(|client| client.join().unwrap()).collect();
             // A test that listens on all addresses may have been given that port meanwhile.

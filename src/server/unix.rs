@@ -11,6 +11,7 @@ use std::path::Path;
 use nix::unistd::{Group, User};
 use socket2::{Domain, SockAddr, Socket, Type};
 
+use super::held::Patience;
 use super::{BACKLOG, Listening, StartError, exit, refused};
 use crate::config::{ListenAddress, UnixListen};
 use crate::socket_file::{self, SocketFile};
@@ -84,12 +85,12 @@ fn look_up(
 }
 
 /// Listens at a path. What a dead server left there goes; anything else stays, and is an error.
-pub(super) fn listen(path: &Path, mode: u32, owner: Owner) -> Result<Listening, StartError> {
+pub(super) fn listen(path: &Path, mode: u32, owner: Owner, patience: Patience) -> Result<Listening, StartError> {
     let cannot = |error: io::Error, hint: &str| {
         let message = format!("cannot listen on unix:{}: {error}{hint}", path.display());
         refused(message, &error, exit::CANNOT_CREATE)
     };
-    socket_file::clear(path).map_err(|error| cannot(error, ""))?;
+    patience.open(|| socket_file::clear(path)).map_err(|error| cannot(error, ""))?;
     let bound = SockAddr::unix(path).and_then(|address| {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
         socket.set_nonblocking(true)?;

@@ -1,6 +1,6 @@
 //! What the built-in worker answers.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -88,6 +88,18 @@ pub(super) fn answer(entry: &Entry, question: &Question<'_>, out: &mut Vec<u8>) 
 pub(super) fn refuse(mut stream: &UnixStream, status: u16, reason: &str) -> io::Result<()> {
     let length = reason.len() + 1;
     let head = format!("HTTP/1.1 {status} Refused\r\nContent-Type: {TEXT}\r\nContent-Length: {length}\r\n");
+    stream.write_all(format!("{head}Connection: close\r\n\r\n{reason}\n").as_bytes())
+}
+
+/// Says that a request has not run and may be tried elsewhere, and ends the connection; with the first bytes of the request read, so that whoever
+/// sends them is not cut off from this answer.
+pub(super) fn decline(mut stream: &UnixStream, reason: &str) -> io::Result<()> {
+    stream.set_read_timeout(Some(Duration::from_millis(100)))?;
+    // Whether it is whole does not matter, nor whether it has come at all.
+    let _ = stream.read(&mut [0; 16 * 1024]);
+    let length = reason.len() + 1;
+    let head =
+        format!("HTTP/1.1 503 Busy\r\nRip-Worker-Busy: 1\r\nContent-Type: {TEXT}\r\nContent-Length: {length}\r\n");
     stream.write_all(format!("{head}Connection: close\r\n\r\n{reason}\n").as_bytes())
 }
 

@@ -3,7 +3,7 @@
 //!
 //! One thread for each connection, which blocks in read(2): with few connections and one request at a time on each, that is
 //! one read and one write for a request and nothing else. On TERM it stops accepting, ends idle connections, finishes
-//! what is in flight and exits with 0.
+//! what is in flight and exits with 0. Where no further thread can be started, further connections are told that it is busy.
 //!
 //! With `--module FILE` (or `$MODULE`) a handler in a shared object answers in place of the demonstration, and is loaded again
 //! when the file changes (`handlers`, `module`). HUP, USR1 and USR2 make it look at once.
@@ -219,7 +219,7 @@ fn start(stream: UnixStream, shared: &Arc<Shared>) {
     open.streams[place] = Some(Arc::clone(&entry));
     open.count += 1;
     drop(open);
-    let theirs = Arc::clone(shared);
+    let (theirs, ours) = (Arc::clone(shared), Arc::clone(&entry));
     let run = move || {
         // A client that leaves is no news.
         connection::serve(&entry, &theirs).ok();
@@ -227,6 +227,8 @@ fn start(stream: UnixStream, shared: &Arc<Shared>) {
     };
     let stack = if shared.handlers.is_some() { MODULE_STACK } else { STACK };
     if std::thread::Builder::new().stack_size(stack).spawn(run).is_err() {
+        // Too many processes, or too little memory. Those who have their threads are served on.
+        answers::decline(&ours.stream, "this worker can start no thread for one more connection").ok();
         forget(shared, place);
     }
 }

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
-use production_server::backends::{Backend, Bell, Event, How, Side, Size};
+use production_server::backends::{Backend, Bell, Event, How, Side, Size, Sock};
 use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
@@ -74,6 +74,50 @@ pub fn no_descriptors_left<B: Backend>() {
     while accepted < late.len() {
         rig.accept();
         accepted += 1;
+    }
+    rig.finish();
+}
+
+/// Who comes in until a turn brings somebody, who has the last place.
+fn one_turn_of<B: Backend>(rig: &mut Rig<B>, listener: Sock) -> Vec<Sock> {
+    let (mut let_in, deadline) = (Vec::new(), Instant::now() + DEADLINE);
+    while let_in.is_empty() {
+        assert!(Instant::now() < deadline, "nobody is let in");
+        rig.wait(Duration::from_millis(100));
+        while let Some(event) = rig.next() {
+            if let Event::Accept { sock, .. } = event {
+                rig.backend.pause(listener);
+                let_in.push(sock);
+            }
+        }
+    }
+    let_in
+}
+
+/// Who waits for a place has no descriptor here, but for the few that were allowed; and has a turn, one after the other.
+pub fn no_more_is_taken_ahead_than_was_said<B: Backend>() {
+    const CLIENTS: usize = 100;
+    let mut rig = Rig::<B>::new();
+    let (listener, address) = rig.listen_tcp();
+    for most in [None, Some(0), Some(3), Some(0), Some(1000), None, Some(1)] {
+        rig.backend.pause(listener);
+        rig.expect_silence();
+        rig.backend.accept_ahead(most);
+        let clients: Vec<_> = (0..CLIENTS).map(|_| TcpStream::connect(address).unwrap()).collect();
+        let before = open_descriptors();
+        let mut let_in = 0;
+        while let_in < CLIENTS {
+            rig.backend.resume(listener);
+            for sock in one_turn_of(&mut rig, listener) {
+                rig.close(sock, How::Now);
+                rig.expect_close(sock);
+                let_in += 1;
+            }
+            rig.expect_silence();
+            let ahead = open_descriptors() - before;
+            assert!(most.is_none() || ahead <= most.unwrap_or(0).clamp(1, 8), "{ahead} were taken ahead of {most:?}");
+        }
+        drop(clients);
     }
     rig.finish();
 }

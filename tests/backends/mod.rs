@@ -115,6 +115,7 @@ macro_rules! conformance {
             alone
             exhaustion {
                 no_descriptors_left
+                no_more_is_taken_ahead_than_was_said
                 one_descriptor_is_spared_for_a_worker
                 dropping_the_backend_frees_everything
                 broken_pipes_raise_no_signal

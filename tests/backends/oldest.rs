@@ -44,6 +44,10 @@ impl Backend for OldestIoUring {
         self.0.resume(listener);
     }
 
+    fn accept_ahead(&mut self, most: Option<usize>) {
+        self.0.accept_ahead(most);
+    }
+
     fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>> {
         self.0.connect(address)
     }

@@ -113,6 +113,8 @@ fn who_watches_is_answered_until_the_drain_is_over(backend: &str) {
     let mut busy = server.client();
     busy.begin("/slow");
     until("it is busy", || server.status()["busy"] == 1);
+    let mut early = Client::to(admin);
+    until("it is let in", || server.status()["active_connections"] == 2);
     // Without a deadline of its own.
     let mut drain = Command::new(PROGRAM).arg("drain").arg("--run-dir").arg(server.run()).spawn().unwrap();
     until("it says that it leaves", || get(admin, "/readyz").0 == 503);
@@ -120,6 +122,8 @@ fn who_watches_is_answered_until_the_drain_is_over(backend: &str) {
         assert_eq!(get(admin, "/readyz"), (503, "[-] listeners: the server stops\nfailed\n".to_owned()));
         assert_eq!(get(admin, "/livez").0, 200);
     }
+    // Who had come before and has not asked yet is no less a watcher.
+    assert_eq!(early.get("/readyz").status, 503);
     let (status, text) = get(admin, "/metrics");
     assert_eq!(status, 200);
     assert_eq!(

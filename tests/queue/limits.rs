@@ -9,6 +9,7 @@ use super::*;
 on_every_backend! {
     without_descriptors_nothing_spins_and_service_returns,
     a_low_limit_of_descriptors_is_kept_from_the_start,
+    a_crowd_at_the_door_leaves_the_reserve_of_descriptors_alone,
     beyond_the_most_connections_one_waits_for_another_to_leave,
     two_loops_share_the_most_connections,
 }
@@ -101,6 +102,27 @@ fn a_low_limit_of_descriptors_is_kept_from_the_start(backend: &str) {
         let position = clients.iter().position(Client::has_input).unwrap();
         assert_eq!(clients.swap_remove(position).answer().status, 200);
     }
+}
+
+/// Those at the door are many times what may be in, and each time that some leave others are asked in.
+fn a_crowd_at_the_door_leaves_the_reserve_of_descriptors_alone(backend: &str) {
+    const DESCRIPTORS: usize = 256;
+    let flags = ["--respond", "ok", "--loops", "2", "--admin", "127.0.0.1:0", "--header-timeout", "10m"];
+    let server = with_few_descriptors(backend, DESCRIPTORS as libc::rlim_t, 0, &flags);
+    server.says("RLIMIT_NOFILE allows 256");
+    let said = server.lines().into_iter().find(|line| line.contains("max_connections is ")).unwrap();
+    let most: usize = said.split("max_connections is ").nth(1).unwrap().split(' ').next().unwrap().parse().unwrap();
+    let (alone, entered) = (server.descriptors(), || server.status()["total_connections"].as_u64().unwrap() as usize);
+    let mut inside: Vec<Client> = (0..most).map(|_| server.client()).collect();
+    until("as many are in as may be", || entered() == most);
+    let _door: Vec<Client> = (0..3 * DESCRIPTORS).map(|_| server.client()).collect();
+    for round in 1..=20 {
+        inside.truncate(most - 3 * round);
+        until("others take the places of those who have left", || entered() == most + 3 * round);
+        let held = server.descriptors() - alone;
+        assert!(held <= most + 24, "{held} descriptors for {most} clients");
+    }
+    assert!(!server.has_said("cannot accept connections"), "{:?}", server.lines());
 }
 
 fn beyond_the_most_connections_one_waits_for_another_to_leave(backend: &str) {

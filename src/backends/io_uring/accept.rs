@@ -1,4 +1,5 @@
-//! Listeners: one multishot accept each. What it brings beyond a turn's batch waits as a bare descriptor.
+//! Listeners: while there are places for many, one multishot accept each; else some that bring one connection each. What they bring beyond a
+//! turn's batch waits as a bare descriptor.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,13 +9,15 @@ use ::io_uring::{opcode, types};
 
 use super::super::flags::Flagged;
 use super::super::{ACCEPT_BATCH, Event, Peer, Sock};
-use super::ring::{Operation, token};
+use super::ring::{Operation, bare_token, token};
 use super::socket::{self, CLOSING, FLUSHED, LISTENER, Socket};
 use super::{IoUring, no_entry};
 
 /// Accepted connections that may wait for their turn; with more the accept is cancelled, and the rest waits in the
 /// kernel's backlog. What the kernel has brought until then, a completion queue's worth at most, is kept.
 const MOST_WAITING: usize = 256;
+/// Accepts of one connection each that are in flight for a listener at most: enough for who comes within a turn.
+const MOST_SINGLE: usize = 8;
 
 /// A listener's state beyond that of a socket.
 pub(super) struct Listener {
@@ -24,11 +27,24 @@ pub(super) struct Listener {
     waiting: VecDeque<OwnedFd>,
     /// Brought up in this turn.
     taken: usize,
-    /// The accept is in flight.
-    armed: bool,
-    /// The accept in flight was cancelled.
+    /// Accepts in flight: a multishot one, or those that bring one connection each.
+    armed: usize,
+    /// The one in flight is a multishot.
+    multishot: bool,
+    /// All that are in flight were cancelled.
     cancelled: bool,
     paused: bool,
+}
+
+impl Listener {
+    /// How many accepts are to be armed beside those in flight; `ahead`: what one that brings one connection each may have taken.
+    fn lacks(&self, ahead: Option<usize>) -> usize {
+        match ahead {
+            _ if self.paused || self.cancelled => 0,
+            None => usize::from(self.armed == 0 && self.waiting.len() <= MOST_WAITING / 2),
+            Some(most) => most.clamp(1, MOST_SINGLE).saturating_sub(self.armed + self.waiting.len()),
+        }
+    }
 }
 
 impl IoUring {
@@ -45,7 +61,8 @@ impl IoUring {
             unix,
             waiting: VecDeque::new(),
             taken: 0,
-            armed: false,
+            armed: 0,
+            multishot: false,
             cancelled: false,
             paused: false,
         });
@@ -57,7 +74,7 @@ impl IoUring {
         // What one that is being closed still brings up is to come.
         if self.sockets.lookup(sock).is_some_and(|socket| !socket.is(CLOSING)) {
             self.listeners[position].paused = true;
-            self.cancel_accept(position);
+            self.cancel_accepts(position);
         }
     }
 
@@ -76,8 +93,8 @@ impl IoUring {
         if !flushed {
             listener.waiting.clear();
         }
-        self.cancel_accept(position);
-        if self.listeners[position].armed || !self.listeners[position].waiting.is_empty() {
+        self.cancel_accepts(position);
+        if self.listeners[position].armed > 0 || !self.listeners[position].waiting.is_empty() {
             return None;
         }
         self.listeners.remove(position);
@@ -93,17 +110,41 @@ impl IoUring {
             let listener = &mut self.listeners[position];
             listener.taken = 0;
             has_waiting |= room && !listener.paused && !listener.waiting.is_empty();
-            if listener.armed || listener.paused || rests || listener.waiting.len() > MOST_WAITING / 2 {
-                continue;
+            let lacks = listener.lacks(self.ahead);
+            if lacks > 0 && !rests {
+                self.arm_accepts(position, lacks);
             }
-            let sock = listener.sock;
-            let Some(socket) = self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSING)) else { continue };
-            (listener.armed, listener.cancelled) = (true, false);
-            let entry = opcode::AcceptMulti::new(types::Fd(socket.raw())).flags(libc::SOCK_CLOEXEC).build();
-            // SAFETY: a multishot accept is given no memory for addresses.
-            unsafe { self.ring.push(entry.user_data(token(Operation::Accept, sock))) };
         }
         has_waiting
+    }
+
+    fn arm_accepts(&mut self, position: usize, count: usize) {
+        let listener = &mut self.listeners[position];
+        let sock = listener.sock;
+        let Some(socket) = self.sockets.lookup(sock).filter(|socket| !socket.is(CLOSING)) else { return };
+        listener.armed += count;
+        listener.multishot = self.ahead.is_none();
+        let (descriptor, flags) = (types::Fd(socket.raw()), libc::SOCK_CLOEXEC);
+        let entry = if listener.multishot {
+            opcode::AcceptMulti::new(descriptor).flags(flags).build()
+        } else {
+            opcode::Accept::new(descriptor, std::ptr::null_mut(), std::ptr::null_mut()).flags(flags).build()
+        };
+        let entry = entry.user_data(token(Operation::Accept, sock));
+        for _ in 0..count {
+            // SAFETY: an accept refers to no memory when it is given none for addresses.
+            unsafe { self.ring.push(entry.clone()) };
+        }
+    }
+
+    /// Says how many each listener may take from the kernel before their turn. A multishot accept knows no bound, so it ends with the first.
+    pub(super) fn bound_accepts(&mut self, most: Option<usize>) {
+        self.ahead = most;
+        for position in 0..self.listeners.len() {
+            if most.is_some() && self.listeners[position].multishot {
+                self.cancel_accepts(position);
+            }
+        }
     }
 
     /// An accept has brought a connection, or has failed, or has ended.
@@ -116,7 +157,10 @@ impl IoUring {
         let socket = self.sockets.lookup(sock)?;
         let (closing, flushed) = (socket.is(CLOSING), socket.is(FLUSHED));
         let listener = &mut self.listeners[position];
-        listener.armed = more;
+        if !more {
+            listener.armed -= 1;
+            listener.cancelled &= listener.armed > 0;
+        }
         let mut event = None;
         if let Some(fd) = accepted {
             self.shortage.accepted();
@@ -124,7 +168,7 @@ impl IoUring {
                 listener.waiting.push_back(fd);
             }
             if listener.waiting.len() >= MOST_WAITING {
-                self.cancel_accept(position);
+                self.cancel_accepts(position);
             }
         } else if !matches!(-result, libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO) {
             let told = self.shortage.begin(self.now) && !closing;
@@ -156,18 +200,19 @@ impl IoUring {
         let sockets = &self.sockets;
         let is_over = |listener: &&Listener| {
             let closing = sockets.lookup(listener.sock).is_some_and(|socket| socket.is(CLOSING));
-            closing && !listener.armed && listener.waiting.is_empty()
+            closing && listener.armed == 0 && listener.waiting.is_empty()
         };
         let sock = self.listeners.iter().find(is_over)?.sock;
         self.close_listener(sock)
     }
 
-    fn cancel_accept(&mut self, position: usize) {
+    fn cancel_accepts(&mut self, position: usize) {
         let listener = &mut self.listeners[position];
-        if listener.armed && !listener.cancelled {
+        if listener.armed > 0 && !listener.cancelled {
             listener.cancelled = true;
-            let sock = listener.sock;
-            self.cancel(Operation::Accept, sock);
+            let all = types::CancelBuilder::user_data(token(Operation::Accept, listener.sock)).all();
+            // SAFETY: a cancel refers to no memory.
+            unsafe { self.ring.push(opcode::AsyncCancel2::new(all).build().user_data(bare_token(Operation::Cancel))) };
         }
     }
 

@@ -67,6 +67,8 @@ pub struct IoUring {
     memory: ManuallyDrop<Memory>,
     sockets: Slots<Socket>,
     listeners: Vec<Listener>,
+    /// What each listener may take from the kernel before its turn; `None`: as much as comes.
+    ahead: Option<usize>,
     work: Work,
     /// Events that no completion brings.
     ready: VecDeque<Event>,
@@ -175,6 +177,10 @@ impl Backend for IoUring {
 
     fn resume(&mut self, listener: Sock) {
         self.resume_listener(listener);
+    }
+
+    fn accept_ahead(&mut self, most: Option<usize>) {
+        self.bound_accepts(most);
     }
 
     fn connect(&mut self, address: &SockAddr) -> io::Result<Option<Sock>> {
@@ -333,6 +339,7 @@ impl IoUring {
             memory: ManuallyDrop::new(memory),
             sockets: Slots::new(options.max_sockets),
             listeners: Vec::new(),
+            ahead: None,
             work: Work::default(),
             ready: VecDeque::new(),
             close_deadlines,

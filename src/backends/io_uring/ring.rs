@@ -13,12 +13,13 @@ use std::time::Duration;
 
 use ::io_uring::{IoUring, cqueue, squeue};
 
-use super::super::Sock;
+use super::super::{Sock, TAKEN_AHEAD};
 
 /// Entries of the submission queue: more leave with an early submit, and a small one stays in the cache.
 const SUBMISSIONS: u32 = 256;
-/// Entries of the completion queue: what beyond it completes at once is kept by the kernel until the next enter.
-const COMPLETIONS: u32 = 2048;
+/// Entries of the completion queue: what beyond it completes at once is kept by the kernel until the next enter. An accept that brings many
+/// ends there: within a turn, which may submit early, it brings no more than twice as many.
+const COMPLETIONS: u32 = TAKEN_AHEAD as u32 / 2;
 /// Operations of io_uring_register(2) that give and take back an index which stands for the ring's descriptor
 /// (Linux 5.18): one reference count less for each enter.
 const REGISTER_RING_FDS: libc::c_uint = 20;
