@@ -40,6 +40,11 @@ pub struct Stat {
 }
 
 impl Stat {
+    /// Whether it is in its exit.
+    fn is_exiting(&self) -> bool {
+        self.flags & EXITING != 0
+    }
+
     /// That of a process; `None` when there is none of that number, or nothing can be known.
     pub fn of(process: u32) -> Option<Stat> {
         Stat::below(Path::new("/proc"), process)
@@ -223,7 +228,12 @@ pub fn addresses_of(processes: &[u32]) -> Vec<String> {
 /// Whether a process has begun to die. Its descriptors close one by one then, and its listener may be the last: a connect
 /// that succeeds says nothing of it any more. A zombie and one that is gone count, too.
 pub fn is_dying(process: u32) -> bool {
-    cfg!(target_os = "linux") && Stat::of(process).is_none_or(|stat| stat.flags & EXITING != 0)
+    cfg!(target_os = "linux") && Stat::of(process).is_none_or(|stat| stat.is_exiting())
+}
+
+/// Whether a process, which is not gone, is seen to die: not so where nothing can be seen of it.
+pub fn is_seen_to_die(process: u32) -> bool {
+    Stat::of(process).is_some_and(|stat| stat.is_exiting())
 }
 
 /// The memory that one process alone has in use, in bytes: its resident set, pages that it shares included (proc_pid_statm(5)).

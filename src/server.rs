@@ -659,9 +659,10 @@ fn descriptors() -> Option<usize> {
 
 /// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
 fn clamp_connections(config: &mut Config) {
-    let Some(descriptors) = descriptors() else { return };
+    let Some(descriptors) = descriptors() else { return config.server.bounds.spare = usize::MAX };
     let most = site::most_connections(config, descriptors);
     let settings = &mut config.server;
+    settings.bounds.spare = most.saturating_sub(settings.bounds.connections);
     if settings.bounds.connections > most {
         settings.source.warnings.push(format!(
             "max_connections is {most} and not {}: RLIMIT_NOFILE allows {descriptors} descriptors; raise it with `ulimit -n`",

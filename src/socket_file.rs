@@ -133,14 +133,23 @@ fn identity(metadata: &Metadata) -> Identity {
     Identity { device: metadata.dev(), inode: metadata.ino(), born }
 }
 
-/// Whether somebody listens on a socket, found out without waiting: a full backlog (EAGAIN) is somebody.
+/// Whether somebody may listen on a socket, found out without waiting: a full backlog (EAGAIN) is somebody, and so is what cannot be asked.
 pub fn answers(path: &Path) -> bool {
-    let connected = SockAddr::unix(path).and_then(|address| {
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        socket.set_nonblocking(true)?;
-        socket.connect(&address)
-    });
-    !connected.is_err_and(|error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound))
+    let is_nobody =
+        |error: io::Error| matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound);
+    !knock(path).is_err_and(is_nobody)
+}
+
+/// Whether somebody listens on a socket for certain, found out without waiting.
+pub fn takes_connections(path: &Path) -> bool {
+    knock(path).or_else(|error| if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) }).is_ok()
+}
+
+fn knock(path: &Path) -> io::Result<()> {
+    let address = SockAddr::unix(path)?;
+    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+    socket.set_nonblocking(true)?;
+    socket.connect(&address)
 }
 
 /// Leaves the file of a socket that nobody listens on, as a process that was killed does. Nobody ever has: a listener that was closed

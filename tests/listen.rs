@@ -168,20 +168,6 @@ fn what_is_no_socket_is_left_alone() {
     assert!(fs::symlink_metadata(&socket).unwrap().is_symlink());
 }
 
-/// The kernel takes the io_uring of a process that was killed apart when the process is gone already, and until then its listeners are open.
-#[cfg(backend_io_uring)]
-#[test]
-fn a_server_that_was_killed_is_followed_at_once() {
-    let folder = folder();
-    let socket = folder.path().join("app.sock");
-    for _ in 0..4 {
-        let mut server = serve(&socket, &["--backend", "io_uring", "--loops", "2"]);
-        hello(&socket);
-        server.signal("KILL");
-        server.ended();
-    }
-}
-
 #[test]
 fn an_address_that_is_in_use_for_a_moment_is_waited_for() {
     let folder = folder();

@@ -275,7 +275,7 @@ impl Config {
         let (server, old) = (&mut self.server, &old.server);
         server.loops = old.loops;
         server.process.clone_from(&old.process);
-        server.bounds.connections = old.bounds.connections;
+        (server.bounds.connections, server.bounds.spare) = (old.bounds.connections, old.bounds.spare);
         server.stores.buffer_bytes = old.stores.buffer_bytes;
         let (telling, old_telling) = (&mut server.telling, &old.telling);
         telling.admin.clone_from(&old_telling.admin);

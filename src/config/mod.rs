@@ -234,6 +234,8 @@ pub struct Stores {
 pub struct Bounds {
     /// Client connections open at once, over all loops.
     pub connections: usize,
+    /// For how many more there are descriptors, beside all else that the server opens.
+    pub spare: usize,
     /// Connections that each client address may have open; `None`: as many as there may be at all.
     pub connections_per_ip: Option<u32>,
     /// The largest request body, in bytes.
@@ -391,6 +393,7 @@ impl Default for Settings {
             stores: Stores { buffer_bytes: 256 * 1024 * 1024, spool_bytes: 1 << 30, spool_dir: None },
             bounds: Bounds {
                 connections: 10_000,
+                spare: 0,
                 connections_per_ip: None,
                 body: 64 * 1024 * 1024,
                 head: 32 * 1024,

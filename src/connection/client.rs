@@ -249,8 +249,15 @@ impl<B: Backend> Loop<B> {
     pub fn client_failed(&mut self, sock: Sock, side: Side) {
         let Some(client) = self.table.client(sock) else { return };
         let (key, closing) = (client.exchange, client.state == State::Closing);
-        if (closing && side != Side::Send) || (side == Side::Send && self.tunnel_way_ended(key, false)) {
+        if closing && side != Side::Send {
             return;
+        }
+        if side == Side::Send {
+            // It takes no more, which no clock has to find out.
+            client.behind = false;
+            if self.tunnel_way_ended(key, false) {
+                return;
+            }
         }
         self.count().client_gone.add(u64::from(key != Key::NONE));
         self.client_left(sock, How::Now);

@@ -58,7 +58,8 @@ impl<B: Backend> Loop<B> {
         } else {
             now + nanos(app.settings.timeouts.abandon)
         };
-        if !delivered || !waits {
+        // Of a connection that has ended nothing is to be waited for.
+        if !delivered || !waits || matches!(exchange.phase, Phase::Verdict { .. }) {
             self.close_link(sock, How::Now);
             return self.give_back(key, if delivered { Outcome::Broken } else { Outcome::Unused });
         }

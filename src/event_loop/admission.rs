@@ -74,6 +74,8 @@ pub(crate) struct Accepting {
     pub dismisses: bool,
     /// Another process serves on the same sockets: in that stop nobody is sent away who may just be asking for something.
     handed_over: bool,
+    /// This loop has its backend take no more ahead than there are places.
+    scarce: bool,
     /// Accepted beyond the limit: the socket, the listener's index, the peer.
     waiting: VecDeque<(Sock, u16, Peer)>,
 }
@@ -338,24 +340,24 @@ impl<B: Backend> Loop<B> {
     /// the reserve of those is for workers and for who asks how the server is.
     #[inline]
     pub fn look_at_places(&mut self) {
-        let admission = &self.shared.admission;
-        let left = self.apps.settings.bounds.connections.saturating_sub(admission.active());
-        let scarce = admission.scarce.load(Ordering::Relaxed);
-        if scarce || left < self.shared.postboxes.len() * TAKEN_AHEAD {
-            self.share_places(left, scarce);
+        let bounds = &self.apps.settings.bounds;
+        let left = bounds.connections.saturating_add(bounds.spare).saturating_sub(self.shared.admission.active());
+        if self.accepting.scarce || left < self.shared.postboxes.len() * TAKEN_AHEAD {
+            self.share_places(left);
         }
     }
 
     #[cold]
-    fn share_places(&mut self, left: usize, were_scarce: bool) {
+    fn share_places(&mut self, left: usize) {
         let (admission, loops) = (&self.shared.admission, self.shared.postboxes.len());
         let plenty = loops * TAKEN_AHEAD;
-        if left >= plenty + plenty / 8 {
+        self.accepting.scarce = left < plenty + plenty / 8;
+        if !self.accepting.scarce {
             admission.scarce.store(false, Ordering::Relaxed);
             return self.backend.accept_ahead(None);
         }
         // The other loops know of what they have let in themselves.
-        if !were_scarce && !admission.scarce.swap(true, Ordering::Relaxed) {
+        if !admission.scarce.swap(true, Ordering::Relaxed) {
             self.shared.postboxes.broadcast(|| Message::FewPlaces);
         }
         self.backend.accept_ahead(Some(left / (loops * self.accepting.listeners.len().max(1))));

@@ -101,6 +101,10 @@ impl<B: Backend> Loop<B> {
         let Some(client) = self.table.client(sock) else { return Gate::Open };
         let pass = std::mem::take(&mut client.entrance.pass);
         (self.heads.word, self.heads.route) = (self.heads.words.take(sock), Some(route));
+        // Browsers show nothing of a user when they ask whether a page may ask, and hubs answer them so much and no more.
+        if matches!((route, request.method), (Route::Hub(_), Method::Options)) {
+            return Gate::Open;
+        }
         let Some((guard, series)) = self.apps.routes.guard(route) else { return Gate::Open };
         let address = self.address_of(sock);
         let stop = self.stop(sock, (&guard, address, pass), input);

@@ -35,7 +35,7 @@ impl<B: Backend> Loop<B> {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         (exchange.answer.reader, exchange.answer.reuse.keeps) = (Reader::Done, false);
         let patience = match life(exchange) {
-            Life::Lives { process, .. } if proc::is_dying(process) => LAST_WORD,
+            Life::Lives { process, .. } if proc::is_seen_to_die(process) => LAST_WORD,
             Life::Lives { leaves: true, .. } => VERDICT,
             Life::Lives { .. } | Life::Unknown | Life::Ended { .. } => Duration::ZERO,
         };

@@ -59,6 +59,8 @@ impl<B: Backend> Loop<B> {
             Phase::Relaying => self.fail(key, 502, "the worker's connection ended in the middle of an answer"),
             Phase::Tunnel { .. } if side == Some(Side::Receive) => self.finish(key, Ending::Left { how: How::Flushed }),
             Phase::Tunnel { .. } => _ = self.tunnel_way_ended(key, side.is_some()),
+            // It has ended already, and stays named for what of the answer lies in a file.
+            Phase::Verdict { .. } => {}
             _ => debug_assert!(false, "a link was lost in {:?}", exchange.phase),
         }
     }

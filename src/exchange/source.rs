@@ -49,12 +49,13 @@ impl<B: Backend> Loop<B> {
             return self.pull_spool(key);
         }
         // Files need not be taken out of anybody's way, and behind a whole answer nothing waits.
-        let is_short = matches!(exchange.source, Source::File(_) | Source::None);
+        let is_whole = matches!(exchange.source, Source::None);
+        let is_short = is_whole || matches!(exchange.source, Source::File(_));
         let most = if is_short { HIGH_MARK } else { exchange.app.settings.buffers.response.max(HIGH_MARK) };
         let unsent = self.unsent(connection);
         let hold = if unsent > if was == Hold::Client { most / 2 } else { most } {
             Hold::Client
-        } else if unsent > 0 && !self.memory.has_room() {
+        } else if unsent > 0 && !is_whole && !self.memory.has_room() {
             Hold::Memory
         } else {
             Hold::Not

@@ -70,14 +70,18 @@ impl<B: Backend> Loop<B> {
     /// Arms the receive of each side whose other side keeps up.
     pub fn continue_tunnel(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let (client, link) = (exchange.stream.connection, exchange.link());
-        self.tunnel_way(client, link);
-        self.tunnel_way(link, client);
+        let (client, link, Phase::Tunnel { over }) = (exchange.stream.connection, exchange.link(), exchange.phase)
+        else {
+            return;
+        };
+        self.tunnel_way(client, link, over == Some(true));
+        self.tunnel_way(link, client, over == Some(false));
     }
 
-    fn tunnel_way(&mut self, from: Sock, to: Sock) {
+    /// A way that is over is read to its end, whatever still waits for its receiver.
+    fn tunnel_way(&mut self, from: Sock, to: Sock, is_over: bool) {
         let unsent = self.unsent(to);
-        if unsent <= HIGH_MARK && (unsent == 0 || self.memory.has_room()) {
+        if is_over || (unsent <= HIGH_MARK && (unsent == 0 || self.memory.has_room())) {
             self.backend.recv(from, Size::Small);
         } else {
             self.backend.await_room(to);
@@ -94,7 +98,6 @@ impl<B: Backend> Loop<B> {
             Some(before) if before != from_client => self.finish(key, Ending::Left { how: How::Flushed }),
             Some(_) => {}
         }
-        // Whoever was not read because of a receiver that is gone is read again.
         self.continue_tunnel(key);
         true
     }
@@ -102,14 +105,13 @@ impl<B: Backend> Loop<B> {
     /// Gives a tunnel's part of its worker back.
     pub fn end_tunnel(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let (link, connection) = (std::mem::take(&mut exchange.source).link(), exchange.stream.connection);
+        let link = std::mem::take(&mut exchange.source).link();
         if let Some(worker) = exchange.attempt.worker
             && !planted::active(Bug::ForgottenTunnel)
         {
             exchange.app.dispatch.tunnel_ended(worker);
         }
-        // Either side may be sending still, and is not to lose what it was sent to a reset.
-        self.finish_sending(connection);
+        // Whoever is sending still is not to lose what it was sent to a reset.
         self.backend.finish(link);
         self.close_link(link, How::Flushed);
         self.count().active_tunnels.decrement();

@@ -189,9 +189,9 @@ impl Fleet {
         }
     }
 
-    /// Whether a place has no worker that gets requests.
+    /// Whether most places have no worker that gets requests.
     pub fn is_short(&self) -> bool {
-        self.places.iter().any(|place| !self.serves(place))
+        self.places.iter().filter(|place| self.serves(place)).count() * 2 < self.places.len()
     }
 
     /// Whether a place has a worker that gets requests.

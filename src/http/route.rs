@@ -509,7 +509,9 @@ fn behind<'a>(target: &'a [u8], strip: &str) -> Option<&'a [u8]> {
 fn straightened<'a>(target: &'a [u8], found: &[u8], strip: &str) -> Cow<'a, [u8]> {
     let path = before_query(target);
     let Segments { kept, ends_open, had_dots } = Segments::of(path);
-    let front = if behind(found, strip).is_some() { strip } else { "" };
+    // In what is found already no query is left: a `?` is a letter of its segment.
+    let is_front = found.strip_prefix(strip.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')));
+    let front = if is_front { strip } else { "" };
     if !had_dots && behind(target, front).is_some() {
         return Cow::Borrowed(target);
     }
@@ -694,6 +696,8 @@ mod tests {
             ("", "/a", "/x%2Fy//z%20", "/a/x%2Fy//z%20"),
             ("/api", "/v1", "/%61pi/x", "/v1/x"),
             ("/api", "/v1", "/%61pi", "/v1"),
+            ("/api", "/v1", "/api%3F/admin/x", "/v1/api%3F/admin/x"),
+            ("/api", "/v1", "/%61pi%3Fx?y", "/v1/%61pi%3Fx?y"),
             ("/api", "/v1", "//api//x?y=//", "/v1/x?y=//"),
             ("/api", "/v1", "/./api/%78/", "/v1/%78/"),
             ("/api", "", "/../../api", "/"),

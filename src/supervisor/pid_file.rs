@@ -15,6 +15,8 @@ pub struct PidFile {
     path: PathBuf,
     /// Whether this process's number was written there, and nothing has failed since.
     placed: bool,
+    /// Whether it ever was.
+    was_placed: bool,
 }
 
 impl PidFile {
@@ -30,7 +32,7 @@ impl PidFile {
 
     /// The file there, not written yet.
     pub fn at(path: &Path) -> PidFile {
-        PidFile { path: path.to_owned(), placed: false }
+        PidFile { path: path.to_owned(), placed: false, was_placed: false }
     }
 
     /// Writes it anew where it holds another's number, or is gone.
@@ -49,8 +51,8 @@ impl PidFile {
     pub fn mend(&mut self) -> io::Result<bool> {
         let is_gone = fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
         match self.placed {
-            true if is_gone => self.place().map(|()| true),
-            true => Ok(false),
+            _ if self.was_placed && !is_gone => Ok(false),
+            true => self.place().map(|()| true),
             false => Ok(self.place().is_ok()),
         }
     }
@@ -58,6 +60,7 @@ impl PidFile {
     fn place(&mut self) -> io::Result<()> {
         let placed = place(&self.path);
         self.placed = placed.is_ok();
+        self.was_placed |= self.placed;
         placed
     }
 

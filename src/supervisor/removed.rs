@@ -71,7 +71,7 @@ impl EndpointFile {
             Err(error) => error.kind() != io::ErrorKind::NotFound,
             Ok(found) if self.seen.is_none_or(|seen| seen == found) => true,
             Ok(found) => {
-                let answers = socket_file::answers(path);
+                let answers = socket_file::takes_connections(path);
                 self.seen = if answers { Some(found) } else { self.seen };
                 answers
             }

@@ -120,11 +120,15 @@ fn pages_publish_with_a_key(backend: &str) {
     let hash = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
     std::fs::write(&keys, format!("shop:{hash}\n")).unwrap();
     let said = format!("origins = ['https://shop.example']\nkeys = '{}'", keys.display());
-    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n[hub.live]\n{said}\n")).unwrap();
+    let route =
+        format!("[[routes]]\nmatch.path = '/guarded/*'\nhub = 'guarded'\nauth = {{ keys = '{}' }}\n", keys.display());
+    let hubs = format!("[hub.live]\n{said}\n[hub.guarded]\norigins = ['https://shop.example']\n");
+    std::fs::write(&file, format!("[apps.web]\nrespond = 'hello'\n{hubs}{route}")).unwrap();
     let server = Server::start(backend, &["--config", file.to_str().unwrap()]);
     let ask = |method: &str, name: &str, lines: &str, body: &str| {
         let length = body.len();
-        let head = format!("{method} /api/v1/{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
+        let place = if name.starts_with('/') { "" } else { "/api/v1/" };
+        let head = format!("{method} {place}{name} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n");
         let mut client = server.client();
         client.send(format!("{head}{lines}\r\n{body}"));
         let head = client.head().unwrap();
@@ -143,6 +147,10 @@ fn pages_publish_with_a_key(backend: &str) {
     assert_eq!(ask("POST", "notify", page, r#"{"data":1}"#), answer("401", ""));
     assert_eq!(ask("GET", "topics", key, ""), answer("200", ""));
     let nobodys = |status: &str| (status.to_owned(), String::new(), String::new());
+    // Nothing is shown of a user when a browser asks.
+    assert_eq!(ask("OPTIONS", "/guarded/notify", page, ""), answer("204", "POST"));
+    assert_eq!(ask("POST", "/guarded/notify", key, r#"{"data":1}"#), answer("202", ""));
+    assert_eq!(ask("POST", "/guarded/notify", page, r#"{"data":1}"#), nobodys("401"));
     assert_eq!(ask("OPTIONS", "notify", "", ""), nobodys("405"));
     assert_eq!(ask("OPTIONS", "notify", "Origin: https://other.example\r\n", ""), nobodys("403"));
     assert_eq!(ask("OPTIONS", "notify", &format!("{page}Origin: https://other.example\r\n"), ""), nobodys("403"));

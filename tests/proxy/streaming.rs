@@ -1,7 +1,10 @@
 //! Answers that are produced bit by bit reach the client bit by bit.
 
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex};
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use crate::support::{Client, Server, Worker, on_every_backend, pattern, through_tls, until};
@@ -18,6 +21,7 @@ on_every_backend! {
     a_slow_reader_of_an_endless_answer_is_bounded
     a_pipeline_whose_answers_nobody_reads_is_bounded
     a_pipeline_that_waits_for_its_reader_survives_a_half_close
+    what_a_client_has_sent_through_a_tunnel_arrives_although_it_takes_no_more
 }
 
 // Without the one that takes the time: what it sees would be that of the relay.
@@ -319,4 +323,36 @@ fn a_pipeline_that_waits_for_its_reader_survives_a_half_close(backend: &str) {
     assert!(client.answer().body == body, "the large answer is not whole");
     assert_eq!(client.answer().text(), "ok");
     client.expect_end();
+}
+
+/// On a Unix socket, where receiving can be ended alone.
+fn what_a_client_has_sent_through_a_tunnel_arrives_although_it_takes_no_more(backend: &str) {
+    let sent = Arc::new(AtomicUsize::new(0));
+    let count = sent.clone();
+    let worker = Worker::new(move |incoming| {
+        if incoming.head().is_some() {
+            incoming.send("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n");
+            // It reads once all of this has gone.
+            for piece in pattern(8 << 20).chunks(1 << 10) {
+                incoming.send(piece);
+                count.fetch_add(1, Ordering::Relaxed);
+            }
+            incoming.take(10);
+        }
+    });
+    let folder = crate::support::folder();
+    let listen = format!("unix:{}", folder.path().join("app.sock").display());
+    let flags = ["--listen", "127.0.0.1:0", "--listen", &listen, "--write-timeout", "1s"];
+    let _server = Server::before(backend, &worker.url, &flags);
+    let mut client = UnixStream::connect(folder.path().join("app.sock")).unwrap();
+    client.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n").unwrap();
+    let mut before = 0;
+    until("more waits for it than it may, and the worker can send no more", || {
+        std::thread::sleep(Duration::from_millis(100));
+        let now = sent.load(Ordering::Relaxed);
+        now > 0 && std::mem::replace(&mut before, now) == now
+    });
+    client.shutdown(Shutdown::Read).unwrap();
+    client.write_all(b"last words").unwrap();
+    until("they arrive", || worker.everything().ends_with(b"last words"));
 }

@@ -44,7 +44,7 @@ fn a_tunnel_of_which_bytes_are_still_taken_is_not_idle(backend: &str) {
             }
         }
     });
-    let server = Server::before(backend, &worker.url, &["--idle-timeout", "1s"]);
+    let server = Server::before(backend, &worker.url, &["--idle-timeout", "2s"]);
     let socket = std::net::TcpStream::connect(server.address).unwrap();
     socket2::SockRef::from(&socket).set_recv_buffer_size(16 << 10).unwrap();
     let mut client = crate::support::Client::over(socket, Vec::new());
@@ -52,7 +52,7 @@ fn a_tunnel_of_which_bytes_are_still_taken_is_not_idle(backend: &str) {
     assert_eq!(client.next_answer(false).status, 101);
     for _ in 0..32 {
         client.take(BYTES / 32);
-        std::thread::sleep(Duration::from_millis(80));
+        std::thread::sleep(Duration::from_millis(150));
     }
     client.send("still here");
     assert_eq!(client.take(10), b"still here");

@@ -33,8 +33,11 @@ fn server_and_workers_are_that_user_for_good(backend: &str) {
         let below = Process::below(process).into_iter().filter(|one| one.parent == process);
         below.for_each(|one| assert_eq!(owner(one.id), (NOBODY, NOBODY), "{one:?}"));
         let entry = std::fs::read_to_string("/etc/passwd").unwrap();
-        let entry: Vec<&str> =
-            entry.lines().map(|line| line.split(':').collect()).find(|of: &Vec<&str>| of[2] == "65534").unwrap();
+        let entry: Vec<&str> = entry
+            .lines()
+            .map(|line| line.split(':').collect())
+            .find(|of: &Vec<&str>| of.get(2) == Some(&"65534"))
+            .unwrap();
         let variables =
             Process::below(process).into_iter().filter_map(|one| fs::read(format!("/proc/{}/environ", one.id)).ok());
         let variables: Vec<String> = variables.map(|all| String::from_utf8_lossy(&all).replace('\0', "\n")).collect();

@@ -316,7 +316,6 @@ impl<B: Backend> Loop<B> {
         let mut frame = Vec::new();
         encode::close(&mut frame, code, reason);
         self.say(sock, &frame);
-        self.finish_sending(sock);
         self.close_client(sock, How::Flushed);
     }
 
