@@ -189,7 +189,7 @@ fn a_refused_request_is_its_clients(backend: &str) {
     let mut client = Client::of(&server);
     client.send("TRACE /refused HTTP/1.1\r\nHost: test\r\nMax-Forwards: 0\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n");
     assert_eq!(client.answer().status, 405);
-    // Whose head was not understood, of that only the peer is known.
+    // Whose head was not understood, of that the peer and the request line are known.
     let mut client = Client::of(&server);
     client.send("GET /malformed HTTP/1.1\r\nX-Forwarded-For: 203.0.113.9\r\nHost : test\r\n\r\n");
     assert_eq!(client.answer().status, 400);
@@ -199,7 +199,8 @@ fn a_refused_request_is_its_clients(backend: &str) {
     let said = |line: usize, name: &str| seen[line][name].as_str().unwrap_or_default().to_owned();
     assert_eq!((said(0, "client.address"), said(0, "http.request.method")), ("203.0.113.9".into(), "TRACE".into()));
     assert_eq!(said(0, "url.path"), "/refused");
-    assert_eq!((said(1, "client.address"), said(1, "http.request.method")), ("127.0.0.1".into(), "-".into()));
+    assert_eq!((said(1, "client.address"), said(1, "http.request.method")), ("127.0.0.1".into(), "GET".into()));
+    assert_eq!(said(1, "url.path"), "/malformed");
 }
 
 const V1: &[u8] = b"PROXY TCP4 203.0.113.7 192.0.2.1 56324 443\r\n";
