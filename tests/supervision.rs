@@ -383,7 +383,7 @@ fn a_request_that_does_not_end_is_cut_when_the_time_of_a_drain_is_over() {
     server.request("/ping");
     until("the old process ends", || !is_alive(pid));
     assert!(since.elapsed() >= Duration::from_millis(300), "it ended after {:?} already", since.elapsed());
-    server.until_logged("did not end in time and are cut");
+    server.until_logged("did not end in time: it is told to stop, which cuts them");
     server.until_told("the loops let it go", |message| matches!(message, Message::Retire(_, id) if *id == first));
     server.until_logged("recycle: 1 requests");
     // Its name stays until the permit is back.
