@@ -186,9 +186,14 @@ impl Dispatch {
             broken("a permit came back that was not out");
         };
         board.count(index, outcome, now);
-        let grant = self.free(&mut board, index, claim, home);
+        let grant = self.free(&mut board, index, claim, outcome == Outcome::Declined, home);
         self.unlock(board);
         grant
+    }
+
+    /// How many workers are eligible.
+    pub fn eligible(&self) -> usize {
+        self.lock().workers.eligible() as usize
     }
 
     /// Takes a waiter out of the queue. `false`: its grant is in the mail (or the word that the app failed).
@@ -582,9 +587,9 @@ impl Dispatch {
 
     /// Frees one slot of a worker and hands it on.
     #[inline]
-    fn free(&self, board: &mut Board, index: u32, claim: Claim, home: u16) -> Option<Grant> {
+    fn free(&self, board: &mut Board, index: u32, claim: Claim, declined: bool, home: u16) -> Option<Grant> {
         board.permits_out -= 1;
-        let eligible = board.workers.give_back(index, claim.tunnel());
+        let eligible = board.workers.give_back(index, claim.tunnel(), declined);
         if board.workers.has_spared(index) {
             board.tell(index, SPARED);
         }
@@ -597,7 +602,7 @@ impl Dispatch {
         }
         let grant = self.hand_on(board, index, Some(home));
         if grant.is_some() && planted::strikes(Bug::DoubleRelease, 5) {
-            board.workers.give_back(index, false);
+            board.workers.give_back(index, false, false);
         }
         grant
     }
@@ -647,7 +652,7 @@ impl Dispatch {
                 board.tell(index, UNREACHABLE);
             }
             // Nobody gets the slot of one that is gone; but a grant must not be lost even if that is wrong.
-            handed = self.free(board, index, claim, home);
+            handed = self.free(board, index, claim, false, home);
         });
         if astray {
             broken("a permit came back that was not out");

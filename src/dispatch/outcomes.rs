@@ -40,7 +40,7 @@ impl Board {
     pub fn count(&mut self, index: u32, outcome: Outcome, now: Instant) {
         let worker = self.workers.at_mut(index);
         match outcome {
-            Outcome::Unused | Outcome::Unreachable => return,
+            Outcome::Unused | Outcome::Declined | Outcome::Unreachable => return,
             Outcome::Answered | Outcome::Failed | Outcome::Late => worker.record.answered_at = Some(now),
             Outcome::Broken | Outcome::Malformed | Outcome::Lost => worker.record.broken += 1,
             Outcome::Tunnel => {

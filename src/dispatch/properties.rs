@@ -54,6 +54,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let outcome = prop_oneof![
         8 => Just(Outcome::Answered),
         1 => Just(Outcome::Unused),
+        1 => Just(Outcome::Declined),
         1 => Just(Outcome::Broken),
         2 => Just(Outcome::Failed),
         1 => Just(Outcome::Late),
@@ -254,7 +255,7 @@ impl Model {
             worker.failures = 0;
             told.extend(worker.most.map(|_| Notice::Recovers(id)));
         }
-        if !matches!(outcome, Outcome::Unused | Outcome::Unreachable) {
+        if !matches!(outcome, Outcome::Unused | Outcome::Declined | Outcome::Unreachable) {
             worker.served += 1;
             if worker.served == REQUEST_LIMIT && matches!(standing, Standing::Ready | Standing::Unreachable) {
                 told.push(Notice::Threshold(id));
@@ -262,7 +263,8 @@ impl Model {
         }
         let room = worker.in_flight < capacity;
         if standing == Standing::Ready && room && (balance != Balance::RoundRobin || was_full) {
-            worker.stamp = stamp;
+            let behind = balance == Balance::Lifo && outcome == Outcome::Declined;
+            worker.stamp = if behind { -stamp } else { stamp };
         }
         if worker.spared && worker.in_flight + 1 == concurrency {
             told.push(Notice::Spared(id));

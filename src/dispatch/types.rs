@@ -121,8 +121,10 @@ pub enum Outcome {
     Failed,
     /// The same, but nobody waited for it any more.
     Late,
-    /// Nothing reached the worker, or it said that it did not run the request.
+    /// Nothing reached the worker.
     Unused,
+    /// The worker said that it did not run the request: the others are asked before it is asked again.
+    Declined,
     /// The connection died, or time ran out; counts towards recycling, for the request may have run.
     Broken,
     /// The same: what came is no answer.

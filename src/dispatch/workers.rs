@@ -395,9 +395,10 @@ impl Workers {
         id
     }
 
-    /// Ends one request on a worker. True if it may get another: an eligible one has room then.
+    /// Ends one request on a worker, which goes behind its equals where it has `declined`. True if it may get another: an eligible one has room
+    /// then.
     #[inline]
-    pub fn give_back(&mut self, index: u32, tunnel: bool) -> bool {
+    pub fn give_back(&mut self, index: u32, tunnel: bool, declined: bool) -> bool {
         let worker = &mut self.places[index as usize];
         worker.load.end(tunnel);
         if worker.standing != Standing::Ready {
@@ -415,7 +416,7 @@ impl Workers {
                 if listed {
                     self.unlink(index);
                 }
-                self.link(index, level, self.balance == Balance::Lifo);
+                self.link(index, level, self.balance == Balance::Lifo && !declined);
             }
         }
         true

@@ -80,7 +80,7 @@ impl<B: Backend> Loop<B> {
     #[inline(always)]
     pub fn begin_answer(&mut self, key: Key, mut input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        if (response.busy || response.draining) && exchange.is_whole() && !exchange.attempt.retried {
+        if (response.busy || response.draining) && exchange.may_be_declined() {
             return self.retry(key, RetryReason::Declined);
         }
         exchange.answer.note = self.access.note(&input, response);

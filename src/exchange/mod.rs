@@ -140,8 +140,8 @@ pub(crate) struct Attempt {
     pub turn: u64,
     /// The one retry is spent.
     pub retried: bool,
-    /// How many fresh connections have ended since, of which none took anything.
-    pub untaken: u8,
+    /// How many fresh connections have ended since, of which none took anything, and how many workers have declined it.
+    pub untaken: u16,
     /// An interim answer was seen: the worker has begun.
     pub begun: bool,
     /// The worker that has it or had it last.
@@ -294,6 +294,11 @@ impl Exchange {
             && !self.attempt.begun
             && self.request.head.is_some()
             && self.answer.status == 0
+    }
+
+    /// Whether its worker may send it away to another: each of them may, once.
+    pub fn may_be_declined(&self) -> bool {
+        self.is_whole() && usize::from(self.attempt.untaken) + 1 < self.app.dispatch.eligible()
     }
 
     /// Whether a part of its answer has left, so that it can only be cut.

@@ -5,7 +5,7 @@
 //! | what happened | method | what is done |
 //! |---|---|---|
 //! | the connect failed | any | the worker is reported; back to the head of the queue, no retry spent |
-//! | 503 with `Rip-Worker-Busy: 1` or `Rip-Worker-Draining: 1` | any | another worker: it did not run |
+//! | 503 with `Rip-Worker-Busy: 1` or `Rip-Worker-Draining: 1` | any | another worker, each once: it did not run |
 //! | ended, and nothing of the request was taken by the kernel | any | a fresh connection, another worker |
 //! | the same on a fresh connection, and the retry is spent | any | as if the connect had failed, up to eight times |
 //! | bytes came before anything of the request was taken by the kernel | any | the same: they answer something else |
@@ -28,7 +28,7 @@ use super::{Ending, Phase};
 
 /// How many fresh connections may end without taking anything of a request whose retry is spent. Workers that are told to end all at once take in
 /// whom the kernel has connected, and nothing from them; one that does so for ever must not be asked for ever.
-const MOST_UNTAKEN: u8 = 8;
+const MOST_UNTAKEN: u16 = 8;
 
 impl<B: Backend> Loop<B> {
     /// A worker's connection has ended or failed.
@@ -97,9 +97,17 @@ impl<B: Backend> Loop<B> {
 
     /// Sends the request again, over a fresh connection and preferably to another worker.
     pub fn retry(&mut self, key: Key, reason: RetryReason) {
-        self.drop_worker(key, if reason == RetryReason::ConnectionLost { Outcome::Broken } else { Outcome::Unused });
+        let outcome = match reason {
+            RetryReason::ConnectionLost => Outcome::Broken,
+            RetryReason::NotTaken => Outcome::Unused,
+            RetryReason::Declined => Outcome::Declined,
+        };
+        self.drop_worker(key, outcome);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        exchange.attempt.retried = true;
+        match reason {
+            RetryReason::Declined => exchange.attempt.untaken += 1,
+            _ => exchange.attempt.retried = true,
+        }
         exchange.attempt.exclude = exchange.attempt.worker;
         let count = exchange.app.count;
         self.count().app(count).retries[reason as usize].add(1);

@@ -133,18 +133,27 @@ fn a_fresh_connection_that_dies_is_not_tried_again(backend: &str) {
 fn declines(backend: &str, field: &'static str) {
     let folder = folder();
     let answer = format!("HTTP/1.1 503 No\r\n{field}: 1\r\nContent-Length: 4\r\n\r\nbusy");
-    let declining = move |_: &Question, stream: &mut UnixStream| stream.write_all(answer.as_bytes()).is_ok();
-    let busy = Worker::start(&folder.path().join("a"), declining);
-    let free = Worker::mirror(&folder.path().join("b"));
-    let server = Server::in_front_of(backend, &[&busy, &free], &["--balance", "round-robin"]);
-    let mut client = server.client();
-    for number in 0..6 {
-        client.begin_post(&format!("/{number}"), "body");
-        let answer = client.answer();
-        assert_eq!((answer.status, answer.text()), (200, format!("/{number}")));
+    for (balance, place) in ["round-robin", "lifo", "least"].into_iter().zip([1, 0, 3]) {
+        // All but one decline, wherever that one is in turn.
+        let mut workers: Vec<Worker> = (0..3)
+            .map(|number| {
+                let answer = answer.clone();
+                let declines = move |_: &Question, stream: &mut UnixStream| stream.write_all(answer.as_bytes()).is_ok();
+                Worker::start(&folder.path().join(format!("{balance}{number}")), declines)
+            })
+            .collect();
+        workers.insert(place, Worker::mirror(&folder.path().join(format!("{balance}-free"))));
+        let server = Server::in_front_of(backend, &workers.iter().collect::<Vec<_>>(), &["--balance", balance]);
+        let mut client = server.client();
+        for number in 0..20 {
+            client.begin_post(&format!("/{number}"), "body");
+            let answer = client.answer();
+            assert_eq!((answer.status, answer.text()), (200, format!("/{number}")), "{balance}");
+        }
+        assert_eq!(workers[place].targets().len(), 20);
+        workers.remove(place);
+        assert!(workers.iter().any(|busy| !busy.targets().is_empty()), "no busy worker was ever asked");
     }
-    assert_eq!(free.targets().len(), 6);
-    assert!(!busy.targets().is_empty(), "the busy worker was never asked");
 }
 
 fn a_busy_worker_hands_the_request_on(backend: &str) {
