@@ -294,6 +294,30 @@ impl<B: Backend> Loop<B> {
 
     #[cold]
     fn takes_place(&mut self, sock: Sock, most: u32) -> bool {
+        let enters = self.is_counted_in(sock, most);
+        if !enters {
+            self.count().crowded_out.add(1);
+            self.close_client(sock, How::Now);
+        }
+        enters
+    }
+
+    /// Counts those who are there when it begins to matter how many each address has open. Who still waits for its proxy's word comes in later.
+    #[cold]
+    pub fn count_those_there(&mut self) {
+        let is_in = |client: &Client| {
+            let front = &self.accepting.listeners[client.listener as usize].front;
+            !client.entrance.counted && (client.state != State::Accepting || front.proxies.is_empty())
+        };
+        let is_in = |role: &Role| matches!(role, Role::Client(client) if is_in(client));
+        let there: Vec<Sock> = self.table.roles().filter(|(_, role)| is_in(role)).map(|(sock, _)| sock).collect();
+        for sock in there {
+            self.is_counted_in(sock, u32::MAX);
+        }
+    }
+
+    /// Counts a client by its address, if it is one of those that are; false where so many are there already.
+    fn is_counted_in(&mut self, sock: Sock, most: u32) -> bool {
         let Some(client) = self.table.client(sock) else { return true };
         let trusted = &self.accepting.listeners[client.listener as usize].front.trusted;
         let address = client.arrival.peer.address();
@@ -301,12 +325,7 @@ impl<B: Backend> Loop<B> {
             return true;
         }
         client.entrance.counted = self.shared.admission.crowd.enter(address, most);
-        let enters = client.entrance.counted;
-        if !enters {
-            self.count().crowded_out.add(1);
-            self.close_client(sock, How::Now);
-        }
-        enters
+        client.entrance.counted
     }
 
     /// One connection less: whoever paused its listeners for the limit may accept again. `counted`: from where it came, if that is

@@ -217,7 +217,11 @@ impl<B: Backend> Loop<B> {
     /// A new configuration takes the place of the old one.
     pub fn configure(&mut self, table: &AppTable) {
         let before = self.apps.settings.timeouts.idle;
+        let counted = self.apps.settings.bounds.connections_per_ip.is_some();
         self.apps.configure(table);
+        if !counted && table.settings.bounds.connections_per_ip.is_some() {
+            self.count_those_there();
+        }
         self.configure_hubs(table);
         self.apps.files.forget();
         self.heads.limits = HeadLimits::new(table.settings.bounds.head, table.settings.bounds.fields);
