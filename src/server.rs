@@ -241,7 +241,7 @@ fn self_signed_shown(
     listeners: &[Listening],
     log: &Log,
 ) -> impl Fn() -> Result<(), StartError> + use<> {
-    let (path, log) = (settings.process.run_dir.join("self-signed.pem"), log.clone());
+    let (path, log) = (settings.process.run_dir.join(supervisor::run_directory::SELF_SIGNED), log.clone());
     let port = |listening: &Listening| match listening.address {
         ListenAddress::Tcp(address) if listening.tls.is_some() => Some(address.port()),
         _ => None,

@@ -635,7 +635,7 @@ fn clients_show_certificates_that_nobody_can_forge(backend: &str) {
 }
 
 fn a_laptop_needs_one_word(backend: &str) {
-    let server = Server::start(backend, &["--respond", "hello", "--tls", "self-signed"]);
+    let mut server = Server::start(backend, &["--respond", "hello", "--tls", "self-signed"]);
     until("it is told", || server.has_said("curl --cacert"));
     let lines = server.lines();
     let line = lines.iter().find(|line| line.contains("curl --cacert")).unwrap();
@@ -652,6 +652,8 @@ fn a_laptop_needs_one_word(backend: &str) {
         assert!(ask(&mut stream, b"GET / HTTP/1.1\r\nHost: a\r\n\r\n", b"hello").starts_with("HTTP/1.1 200 "));
     }
     assert!(line["sha256"].as_str().unwrap().len() == 95);
+    assert_eq!(server.stop(), Some(0));
+    assert!(!std::path::Path::new(path).exists(), "it was made for one run");
 }
 
 fn plain_requests_are_sent_to_where_tls_is(backend: &str) {

@@ -28,6 +28,8 @@ use crate::socket_file;
 /// The longest path of a Unix socket in bytes: `sun_path` without its final NUL (unix(7): 108; macOS and the BSDs: 104).
 pub const PATH_LIMIT: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
 const LOCK_NAME: &str = "lock";
+/// A certificate that was made for one run, for those who try the server.
+pub const SELF_SIGNED: &str = "self-signed.pem";
 /// How often a directory is made again that is removed right then.
 const ATTEMPTS: usize = 16;
 const PREFIX: &str = "run-";
@@ -254,6 +256,7 @@ fn remove_locked(directory: &Path) {
     // `lock` makes sure that nobody keeps a lock on a file that has no name any more.
     fs::remove_file(directory.join(LOCK_NAME)).ok();
     if is_marked(directory) {
+        fs::remove_file(directory.join(SELF_SIGNED)).ok();
         remove_marked(directory);
     }
 }

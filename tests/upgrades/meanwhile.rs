@@ -121,8 +121,8 @@ fn a_certificate_signed_by_itself_stays(backend: &str) {
         "{lines:?}"
     );
     assert_eq!(line.word(&["stop"]).0, Some(0));
-    // What is left is the certificate, in its directory.
     until("all processes are gone", || line.processes().is_empty());
+    assert!(!line.run().join("self-signed.pem").exists(), "it is gone with the server for which it was made");
 }
 
 /// The test is the authority, which the old server does not know of.
