@@ -3,9 +3,9 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use crate::support::{PROGRAM, Server, folder, python, send_signal, until};
+use crate::support::{PROGRAM, Server, folder, python, until};
 
 /// A command whose built-in worker leaves its variables in `environment.ID` first.
 fn telling(directory: &Path) -> String {
@@ -264,7 +264,7 @@ fn signals_that_come_while_the_server_starts_wait_until_it_can_take_them() {
         std::fs::remove_file(&log).ok();
         let mut command = Command::new(PROGRAM);
         command.args(["--listen", "127.0.0.1:0", "--respond", "x", "--stats-interval", "0s", "--run-dir"]).arg(&run);
-        command.arg("--event-log").arg(&log).stdout(Stdio::null()).stderr(Stdio::null());
+        command.arg("--event-log").arg(&log).stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         let mut server = command.spawn().unwrap();
         let mut blocks = None;
         until("it is the server", || {
@@ -272,7 +272,7 @@ fn signals_that_come_while_the_server_starts_wait_until_it_can_take_them() {
             blocks.is_some() || server.try_wait().unwrap().is_some()
         });
         if blocks == Some(true) {
-            ["HUP", "USR1", "USR2"].iter().for_each(|signal| send_signal(server.id(), signal));
+            ["HUP", "USR1", "USR2"].iter().for_each(|signal| crate::support::send_signal(server.id(), signal));
             let said = || std::fs::read_to_string(&log).unwrap_or_default();
             until("it does as it was told", || {
                 assert_eq!(server.try_wait().unwrap(), None, "{}", said());
@@ -280,7 +280,7 @@ fn signals_that_come_while_the_server_starts_wait_until_it_can_take_them() {
             });
         }
         until("it has handlers", || blocks_hangup(server.id()) != Some(true));
-        send_signal(server.id(), "TERM");
+        crate::support::send_signal(server.id(), "TERM");
         server.wait().unwrap();
         blocks == Some(true)
     });
