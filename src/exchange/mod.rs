@@ -296,9 +296,9 @@ impl Exchange {
             && self.answer.status == 0
     }
 
-    /// Whether its worker may send it away to another: each of them may, once.
+    /// Whether its worker may send it away to another: each of them may, once. One that is alone is asked again.
     pub fn may_be_declined(&self) -> bool {
-        self.is_whole() && usize::from(self.attempt.untaken) + 1 < self.app.dispatch.eligible()
+        self.is_whole() && usize::from(self.attempt.untaken) + 1 < self.app.dispatch.eligible().max(2)
     }
 
     /// Whether a part of its answer has left, so that it can only be cut.
