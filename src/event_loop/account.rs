@@ -114,7 +114,9 @@ impl<B: Backend> Loop<B> {
     /// Writes the access line of a request that no exchange carries, but that was understood; `shown` is what of its head the line shows, where
     /// that is known.
     pub fn log_answer(&mut self, sock: Sock, head: &[u8], shown: Option<[&[u8]; 3]>, answered: &Answered) {
-        if let Some(client) = self.table.client(sock) {
+        if self.access.enabled()
+            && let Some(client) = self.table.client(sock)
+        {
             let (protocol, trusted) = (client.http.version.name(), self.heads.origin.trusted);
             let told = trusted.then_some(self.heads.origin.client);
             self.log_head(sock, (head, protocol, told), shown, answered);

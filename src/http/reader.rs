@@ -38,7 +38,7 @@ impl Reader {
     }
 
     /// The same, behind a head with those fields: those that it declares to be for its connection alone do not come in a trailer either.
-    #[inline]
+    #[inline(always)]
     pub fn behind(fields: &Fields, framing: Framing) -> Reader {
         let mut reader = Reader::new(framing);
         if let (Reader::Chunked(chunked, _), [_, ..]) = (&mut reader, fields.nominated()) {
