@@ -185,10 +185,10 @@ impl<B: Backend> Loop<B> {
 
     fn begin_word(&mut self, key: Key, input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let may_retry = exchange.is_whole() && !exchange.attempt.retried;
+        let may_be_declined = exchange.may_be_declined();
         match response.status {
             // It says that it has not looked at it: another worker may.
-            _ if (response.busy || response.draining) && may_retry => self.retry(key, RetryReason::Declined),
+            _ if (response.busy || response.draining) && may_be_declined => self.retry(key, RetryReason::Declined),
             200..=299 => self.pass_by_word(key, input, response),
             401 | 403 | 300..=303 | 305..=399 => {
                 self.count().auth_refused.add(1);

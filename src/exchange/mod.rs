@@ -140,8 +140,10 @@ pub(crate) struct Attempt {
     pub turn: u64,
     /// The one retry is spent.
     pub retried: bool,
-    /// How many fresh connections have ended since, of which none took anything, and how many workers have declined it.
-    pub untaken: u16,
+    /// How many fresh connections have ended since, of which none took anything.
+    pub untaken: u8,
+    /// How many workers have declined it.
+    pub declined: u16,
     /// An interim answer was seen: the worker has begun.
     pub begun: bool,
     /// The worker that has it or had it last.
@@ -298,7 +300,7 @@ impl Exchange {
 
     /// Whether its worker may send it away to another: each of them may, once. One that is alone is asked again.
     pub fn may_be_declined(&self) -> bool {
-        self.is_whole() && usize::from(self.attempt.untaken) + 1 < self.app.dispatch.eligible().max(2)
+        self.is_whole() && usize::from(self.attempt.declined) + 1 < self.app.dispatch.eligible().max(2)
     }
 
     /// Whether a part of its answer has left, so that it can only be cut.

@@ -1,6 +1,6 @@
 //! What to do when a worker's connection fails: the retry table.
 //!
-//! At most one retry, and only while the whole request is here and no byte of an answer was seen:
+//! At most one retry, beside what workers decline, and only while the whole request is here and no byte of an answer was seen:
 //!
 //! | what happened | method | what is done |
 //! |---|---|---|
@@ -28,7 +28,7 @@ use super::{Ending, Phase};
 
 /// How many fresh connections may end without taking anything of a request whose retry is spent. Workers that are told to end all at once take in
 /// whom the kernel has connected, and nothing from them; one that does so for ever must not be asked for ever.
-const MOST_UNTAKEN: u16 = 8;
+const MOST_UNTAKEN: u8 = 8;
 
 impl<B: Backend> Loop<B> {
     /// A worker's connection has ended or failed.
@@ -105,7 +105,7 @@ impl<B: Backend> Loop<B> {
         self.drop_worker(key, outcome);
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         match reason {
-            RetryReason::Declined => exchange.attempt.untaken += 1,
+            RetryReason::Declined => exchange.attempt.declined += 1,
             _ => exchange.attempt.retried = true,
         }
         exchange.attempt.exclude = exchange.attempt.worker;

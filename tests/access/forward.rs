@@ -101,6 +101,7 @@ fn accounts(left: Arc<AtomicUsize>) -> Worker {
                 }
                 "who" => "401 Unauthorized\r\nWWW-Authenticate: Cookie realm=\"x\"\r\nContent-Length: 4\r\n\r\nwho?",
                 "chunks" => "403 Forbidden\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nyou\r\n4\r\n not\r\n0\r\n\r\n",
+                "busy" => "503 No\r\nRip-Worker-Busy: 1\r\nContent-Length: 0\r\n\r\n",
                 "broken" => "500 Oh\r\nContent-Length: 6\r\n\r\nbroken",
                 "unchanged" => "304 Not Modified\r\n\r\n",
                 "early" => "103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 204 No Content\r\nX-Tenant: early\r\n\r\n",
@@ -327,7 +328,11 @@ fn where_no_word_comes_nobody_gets_in(backend: &str) {
         assert!(asked.seen(path).is_none(), "{path}");
     }
     client.expect_alive();
-    assert_eq!(asked.counted(), [0, 0, 5]);
+    // Who is alone and has not looked at it is asked once more.
+    let before = asked.questions();
+    assert_eq!(get(&mut client, "/app/busy", "").status, 503);
+    assert_eq!(asked.questions(), before + 2);
+    assert_eq!(asked.counted(), [0, 0, 6]);
     asked.site.server.says("no answer");
     assert_eq!(get(&mut client, "/app/x", "").status, 200);
 }

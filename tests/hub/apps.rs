@@ -46,6 +46,7 @@ pub fn with_app(
                     [head.as_bytes(), &body].concat()
                 }
                 Err(0) => return,
+                Err(1) => b"HTTP/1.1 503 No\r\nRip-Worker-Busy: 1\r\nContent-Length: 0\r\n\r\n".to_vec(),
                 Err(status) => format!("HTTP/1.1 {status} No\r\nContent-Length: 2\r\n\r\nno").into_bytes(),
             };
             incoming.send(&answer);
@@ -173,7 +174,8 @@ fn an_app_says_who_gets_what(backend: &str) {
 }
 
 fn an_app_says_who_may_come(backend: &str) {
-    let (server, _worker, _folder) = with_app(backend, "", |frame, head, _| match (frame, head) {
+    let (server, worker, _folder) = with_app(backend, "", |frame, head, _| match (frame, head) {
+        ("open", head) if head.contains("Cookie: busy") => Err(1),
         ("open", head) if head.contains("Cookie: anna") => Ok((JSON, b"{}".to_vec())),
         ("open", head) if head.contains("Cookie: broken") => Err(500),
         ("open", _) => Err(403),
@@ -190,7 +192,10 @@ fn an_app_says_who_may_come(backend: &str) {
     for accept in ["", "text/event-stream", "application/json"] {
         assert_eq!(status("", accept), "403", "{accept}");
         assert_eq!(status("Cookie: broken\r\n", accept), "503", "{accept}");
+        assert_eq!(status("Cookie: busy\r\n", accept), "503", "{accept}");
     }
+    // Who is alone and has not looked at it is asked once more.
+    assert_eq!(String::from_utf8_lossy(&worker.everything()).matches("Cookie: busy").count(), 6);
     assert_eq!(status("Cookie: anna\r\n", "text/event-stream"), "200");
     let mut socket = Socket::open(&server, "/api/v1/listen", "Cookie: anna\r\n");
     notify(&mut server.client(), &json!({"data": 1}));

@@ -394,8 +394,7 @@ impl<B: Backend> Loop<B> {
     #[cold]
     pub fn event_answered(&mut self, key: Key, input: Block, response: &Response) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
-        let may_retry = exchange.is_whole() && !exchange.attempt.retried;
-        if (response.busy || response.draining) && may_retry {
+        if (response.busy || response.draining) && exchange.may_be_declined() {
             return self.retry(key, RetryReason::Declined);
         }
         let Some(is_here) = is_whole(&input, response) else {
@@ -523,18 +522,20 @@ impl<B: Backend> Loop<B> {
         let begun = self.find_begin(&wish);
         let begun = begun.inspect_err(|_| self.refuse_taken(sock, &served, &talk, series, code::ABNORMAL))?;
         let status = self.take_in(sock, wish, begun, series, Some(talk));
-        let is_change = |act: &Act| matches!(act, Act::Join(_) | Act::Leave(_));
-        let (changes, acts): (Vec<_>, Vec<_>) = acts.into_iter().partition(is_change);
-        for change in changes {
-            let told = match change {
+        let mut others = Vec::new();
+        for act in acts {
+            let told = match act {
                 Act::Join(topic) => self.join(sock, &served, &topic, left_at.as_ref()),
                 Act::Leave(topic) => self.leave(sock, &served, &topic),
-                _ => None,
+                other => {
+                    others.push(other);
+                    None
+                }
             };
             told.iter().for_each(|text| self.tell_change(sock, text, true));
         }
         self.begin_to_tell(sock);
-        Ok((status, acts))
+        Ok((status, others))
     }
 
     /// A client is refused whom its app takes for one that is in: the app is told of the end.
@@ -667,7 +668,7 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Has a subscriber listen to a topic no more: what it is to be told, if it did.
-    fn leave(&mut self, sock: Sock, served: &Served, name: &str) -> Option<String> {
+    pub(super) fn leave(&mut self, sock: Sock, served: &Served, name: &str) -> Option<String> {
         let subscriber = self.table.client(sock).and_then(|client| client.subscriber.as_mut())?;
         let at = subscriber.topic_at(&self.hubs, name)?;
         subscriber.alone = false;
