@@ -203,7 +203,7 @@ impl Replica {
     pub fn lead(&mut self, now: Duration, record: &Record, io: &mut impl Io) {
         let goes_on = record.in_step.contains(&self.me) && record.epoch == self.hub.epoch().0;
         if self.term > 0 && !goes_on && record.leader != self.me {
-            self.begin_epoch(now);
+            self.begin_epoch(now, io);
         }
         self.term = record.term + 1;
         let mut awaited = if goes_on { record.in_step.clone() } else { Vec::new() };
@@ -335,11 +335,16 @@ impl Replica {
         }
     }
 
-    /// Another epoch, which is nobody's yet.
-    fn begin_epoch(&mut self, now: Duration) {
+    /// Another epoch, which is nobody's yet; whoever listens is told of the gap.
+    fn begin_epoch(&mut self, now: Duration, io: &mut impl Io) {
         let drawn = (now.as_nanos() as u64 ^ self.me).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 36;
         self.hub.begin(Epoch(self.hub.epoch().0 + 1 + drawn));
         self.recent = Recent::default();
+        self.tell_all(io);
+    }
+
+    fn tell_all(&self, io: &mut impl Io) {
+        self.hub.tell_all().iter().for_each(|(topic, tell)| io.tell(topic, *tell));
     }
 
     /// What a frame asks for; `None`: it breaks the rules.
@@ -377,7 +382,7 @@ impl Replica {
                     *synced = true;
                 }
                 // Another epoch may have begun with that.
-                self.hub.tell_all().iter().for_each(|(topic, tell)| io.tell(topic, *tell));
+                self.tell_all(io);
             }
             Frame::Message { .. } => self.take_in(now, frame, io),
             Frame::Numbered { request, epoch, offset, first, duplicate } => {
@@ -517,7 +522,7 @@ impl Replica {
 
     /// Another epoch, of which all followers hear when they come back.
     fn begin_anew(&mut self, now: Duration, io: &mut impl Io) {
-        self.begin_epoch(now);
+        self.begin_epoch(now, io);
         let Role::Leading(leading) = &mut self.role else { return };
         leading.began = Default::default();
         let links: Vec<usize> = std::mem::take(&mut leading.followers).into_keys().collect();

@@ -17,7 +17,7 @@ use crate::config::Settings;
 use crate::control::status::{self, State, WorkerState};
 use crate::dispatch::{Snapshot, Standing, WorkerSnapshot};
 use crate::fleet::{self, Member, PlaceState, RollEnd};
-use crate::hub::{self, Count, Counts, Hub};
+use crate::hub::{self, Count, Counts, Hub, LoopSet};
 use crate::limits::{Busy, Kept, Limit};
 use crate::log::{Level, Log};
 use crate::mailbox::Message as Mail;
@@ -247,19 +247,20 @@ impl Supervisor {
         let Some(observed) = &self.observed else { return };
         let Some(hub) = self.hubs().into_iter().find(|hub| hub.settings().name == name) else { return };
         match hub.restore(observed.about.metrics.hubs().since(now), bytes) {
-            Ok(told) => {
-                for (topic, tell) in told {
-                    tell.iter().for_each(|loop_index| {
-                        self.context.postboxes.post(loop_index, Mail::Published(topic.clone()));
-                    });
-                }
-            }
+            Ok(told) => self.tell_loops(told),
             Err(what) => {
                 let message =
                     "what was in a hub is not known to this server: its clients are told that messages are missing";
                 let fields: [(&str, &dyn std::fmt::Display); 2] = [("hub", &name), ("error", &what)];
                 self.context.log.event(Level::Warn, message, &fields);
             }
+        }
+    }
+
+    /// Says to loops that topics have something for those who listen there.
+    fn tell_loops(&self, told: Vec<(Arc<hub::Topic>, LoopSet)>) {
+        for (topic, tell) in told {
+            tell.iter().for_each(|loop_index| self.context.postboxes.post(loop_index, Mail::Published(topic.clone())));
         }
     }
 
@@ -273,6 +274,7 @@ impl Supervisor {
         for hub in self.hubs() {
             hub.begin(hub::Registry::new_epoch());
             hub.reopen();
+            self.tell_loops(hub.tell_all());
         }
         for notice in self.handed_on() {
             self.publish_notice(&notice, now);
