@@ -114,43 +114,40 @@ impl<B: Backend> Loop<B> {
     /// Writes the access line of a request that no exchange carries, but that was understood; `shown` is what of its head the line shows, where
     /// that is known.
     pub fn log_answer(&mut self, sock: Sock, head: &[u8], shown: Option<[&[u8]; 3]>, answered: &Answered) {
-        if self.access.enabled()
-            && let Some(client) = self.table.client(sock)
-        {
-            let (protocol, trusted) = (client.http.version.name(), self.heads.origin.trusted);
-            let told = trusted.then_some(self.heads.origin.client);
-            self.log_head(sock, (head, protocol, told), shown, answered);
+        if self.access.enabled() {
+            let told = self.heads.origin.trusted.then_some(self.heads.origin.client);
+            self.log_head(sock, (head, None, told), shown, answered);
         }
     }
 
     /// The same of one that was not, and of which `input` is there. Nobody's word counts for where it comes from.
     #[cold]
     pub fn log_refusal(&mut self, sock: Sock, input: &[u8], answered: &Answered) {
-        let (head, protocol) = head::shown(input, &self.heads.limits).unwrap_or_default();
-        self.log_head(sock, (head, protocol, None), None, answered);
+        if self.access.enabled() {
+            let (head, protocol) = head::shown(input, &self.heads.limits).unwrap_or_default();
+            self.log_head(sock, (head, Some(protocol), None), None, answered);
+        }
     }
 
     fn log_head(
         &mut self,
         sock: Sock,
-        (head, protocol, told): (&[u8], &str, Option<Option<IpAddr>>),
+        (head, protocol, told): (&[u8], Option<&str>, Option<Option<IpAddr>>),
         shown: Option<[&[u8]; 3]>,
         answered: &Answered,
     ) {
-        if self.access.enabled()
-            && let Some(client) = self.table.client(sock)
-        {
-            let address = told.unwrap_or(client.arrival.peer.address());
-            let began = self.time.nanos().saturating_sub(nanos(answered.after));
-            let record = access_record(head, protocol, address, self.time.day.micros(began));
-            self.access.record(&AccessRecord {
-                status: answered.status,
-                bytes: answered.bytes,
-                took: Took { duration_us: answered.after.as_micros() as u64, ..Took::default() },
-                app: self.apps.shown_app(answered.series),
-                shown,
-                ..record
-            });
-        }
+        let Some(client) = self.table.client(sock) else { return };
+        let protocol = protocol.unwrap_or(client.http.version.name());
+        let address = told.unwrap_or(client.arrival.peer.address());
+        let began = self.time.nanos().saturating_sub(nanos(answered.after));
+        let record = access_record(head, protocol, address, self.time.day.micros(began));
+        self.access.record(&AccessRecord {
+            status: answered.status,
+            bytes: answered.bytes,
+            took: Took { duration_us: answered.after.as_micros() as u64, ..Took::default() },
+            app: self.apps.shown_app(answered.series),
+            shown,
+            ..record
+        });
     }
 }

@@ -34,12 +34,14 @@ impl<B: Backend> Loop<B> {
     pub fn answer_closed(&mut self, key: Key) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
         (exchange.answer.reader, exchange.answer.reuse.keeps) = (Reader::Done, false);
-        let patience = match life(exchange) {
+        let life = life(exchange);
+        let patience = match life {
+            // The one look of a loop into /proc, behind which no disk stands: the kernel alone knows of an exit before the parent is told.
             Life::Lives { process, .. } if proc::is_seen_to_die(process) => LAST_WORD,
             Life::Lives { leaves: true, .. } => VERDICT,
             Life::Lives { .. } | Life::Unknown | Life::Ended { .. } => Duration::ZERO,
         };
-        if patience.is_zero() { self.judge_closed(key, true) } else { self.await_verdict(key, patience) }
+        if patience.is_zero() { self.judge_closed(key, life) } else { self.await_verdict(key, patience) }
     }
 
     /// Waits for word whether the worker of an exchange has died; its connection is of no use any more.
@@ -60,7 +62,11 @@ impl<B: Backend> Loop<B> {
     pub fn hear_verdict(&mut self, key: Key, over: bool) {
         let Some(exchange) = self.exchanges.lookup(key) else { return };
         if exchange.answer.status != 0 {
-            return self.judge_closed(key, over);
+            let life = life(exchange);
+            if over || matches!(life, Life::Ended { .. }) {
+                self.judge_closed(key, life);
+            }
+            return;
         }
         match exchange.attempt.worker.and_then(|worker| exchange.app.dispatch.is_alive(worker)) {
             Some(false) => self.lose(key),
@@ -70,12 +76,8 @@ impl<B: Backend> Loop<B> {
     }
 
     /// Ends an answer whose connection has ended, once it is known how its worker has, or the wait for that is over.
-    fn judge_closed(&mut self, key: Key, over: bool) {
+    fn judge_closed(&mut self, key: Key, life: Life) {
         let Some(exchange) = self.exchanges.lookup_mut(key) else { return };
-        let life = life(exchange);
-        if !over && !matches!(life, Life::Ended { .. }) {
-            return;
-        }
         exchange.phase = Phase::Relaying;
         match life {
             Life::Ended { well: false } => self.fail(key, 502, "the worker died in the middle of an answer"),

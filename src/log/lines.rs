@@ -515,11 +515,10 @@ pub fn rip_json(out: &mut Vec<u8>, stamp: &[u8], shown: &Shown<'_>) {
     put_seconds(out, record.took.duration_us);
     out.extend_from_slice(b",\"workerSeconds\":");
     put_seconds(out, record.took.upstream_us.unwrap_or(0));
-    let note = record.note.map(|note| (&note.media_type, &note.mark));
-    put_members(out, [(b",\"type\":\"", note.map_or(&[], |(media_type, _)| media_type))]);
+    put_members(out, [(b",\"type\":\"", record.note.map_or(&[], |note| &note.media_type))]);
     out.extend_from_slice(b",\"length\":");
     put_number(out, record.bytes);
-    put_members(out, [(b",\"mark\":\"", note.map_or(&[], |(_, mark)| mark))]);
+    put_members(out, [(b",\"mark\":\"", shown.mark())]);
     out.push(b'}');
 }
 
