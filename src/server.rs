@@ -659,7 +659,10 @@ fn descriptors() -> Option<usize> {
 
 /// Never promises more connections than there are descriptors: each client may need a second one, to a worker.
 fn clamp_connections(config: &mut Config) {
-    let Some(descriptors) = descriptors() else { return config.server.bounds.spare = usize::MAX };
+    let Some(descriptors) = descriptors() else {
+        config.server.bounds.spare = usize::MAX;
+        return;
+    };
     let most = site::most_connections(config, descriptors);
     let settings = &mut config.server;
     settings.bounds.spare = most.saturating_sub(settings.bounds.connections);

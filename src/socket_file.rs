@@ -142,7 +142,7 @@ pub fn answers(path: &Path) -> bool {
 
 /// Whether somebody listens on a socket for certain, found out without waiting.
 pub fn takes_connections(path: &Path) -> bool {
-    knock(path).or_else(|error| if error.kind() == io::ErrorKind::WouldBlock { Ok(()) } else { Err(error) }).is_ok()
+    !knock(path).is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
 }
 
 fn knock(path: &Path) -> io::Result<()> {

@@ -395,16 +395,16 @@ pub fn host(text: &str) -> Result<HostPattern, String> {
     };
     let (below, name) = text.strip_prefix("*.").map_or((false, text), |rest| (true, rest));
     let name = name.strip_suffix('.').unwrap_or(name).to_ascii_lowercase();
-    let literal = name.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
+    let literal = plain_v6(&name);
     let letter = |byte: u8| byte.is_ascii_alphanumeric() || b"-._".contains(&byte);
     let fine = match literal {
-        Some(_) => !below && plain_v6(&name).is_some(),
+        Some(_) => !below,
         None => name.bytes().all(letter) && name.split('.').all(|label| !label.is_empty()),
     };
     if !fine || name.is_empty() || name.len() > 253 {
         return Err(expected());
     }
-    let name = plain_v6(&name).unwrap_or(name);
+    let name = literal.unwrap_or(name);
     Ok(if below { HostPattern::Below(format!(".{name}")) } else { HostPattern::Exact(name) })
 }
 

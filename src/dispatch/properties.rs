@@ -661,7 +661,7 @@ impl Run {
         let now = self.now;
         let worker = self.model.worker(id).unwrap();
         let (standing, in_flight, ours) = (worker.standing, worker.in_flight, worker.ours);
-        let done = in_flight == 0 && (worker.tunnels == 0 || !ours);
+        let done = worker.is_done();
         let mut grants = Vec::new();
         let mut expected = Vec::new();
         match step {

@@ -718,7 +718,8 @@ impl Fleet {
         }
         let queued = self.queued_roll.take();
         self.abort_roll("the server stops", "", now, machine);
-        self.queued_roll = queued;
-        self.abort_queued_roll("the server stops", machine);
+        if let Some(id) = queued {
+            self.abort_queued_roll(id, "the server stops", machine);
+        }
     }
 }

@@ -207,8 +207,7 @@ impl Fleet {
     }
 
     /// What waits for the roll under way never begins, and whoever waits for it is told.
-    pub(super) fn abort_queued_roll(&mut self, reason: &str, machine: &mut impl Machine) {
-        let Some(id) = self.queued_roll.take() else { return };
+    pub(super) fn abort_queued_roll(&mut self, id: u64, reason: &str, machine: &mut impl Machine) {
         let (generation, total) = (self.last.generation + 1, self.places.len());
         let end = RollEnd::Aborted { reason: reason.to_owned(), last_lines: String::new() };
         self.report_roll(RollReport { id, generation, done: 0, total, end, left: self.left(generation) }, machine);

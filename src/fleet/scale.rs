@@ -20,7 +20,7 @@ pub struct Load {
     pub workers: usize,
     /// Whether a worker is on its way: what it will change is not seen yet.
     pub changing: bool,
-    /// Whether a place has no worker that serves. Where workers crash one more would as well, and none is added.
+    /// Whether most places have no worker that serves. Where workers crash one more would as well, and none is added.
     pub short: bool,
 }
 
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn where_a_place_has_nobody_who_serves_none_is_added_and_one_may_go() {
+    fn where_most_places_have_nobody_who_serves_none_is_added_and_one_may_go() {
         let (mut scaler, mut now) = (Scaler::new(2, 8), Instant::now());
         let mut load = Load { queued: 3, oldest_wait: WAIT, workers: 4, short: true, ..CALM };
         assert_eq!(follow(&mut scaler, &mut load, &mut now, Duration::from_secs(60)), []);

@@ -50,11 +50,10 @@ impl PidFile {
     /// When a file that was removed cannot be written; the second time that is no news.
     pub fn mend(&mut self) -> io::Result<bool> {
         let is_gone = fs::symlink_metadata(&self.path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
-        match self.placed {
-            _ if self.was_placed && !is_gone => Ok(false),
-            true => self.place().map(|()| true),
-            false => Ok(self.place().is_ok()),
+        if self.was_placed && !is_gone {
+            return Ok(false);
         }
+        if self.placed { self.place().map(|()| true) } else { Ok(self.place().is_ok()) }
     }
 
     fn place(&mut self) -> io::Result<()> {

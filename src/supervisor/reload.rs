@@ -26,7 +26,7 @@ pub type Reload<'a> = Box<dyn FnMut(&mut Supervisor, Instant) -> Result<Reloaded
 pub struct Reloaded {
     /// Each change in one line, for people.
     pub lines: Vec<String>,
-    /// What is odd, each in one line, for people.
+    /// What metrics do not tell apart, and why the next process could not start, each in one line, for people.
     pub warnings: Vec<String>,
     /// Rolling restarts that it has begun.
     pub rolls: Vec<(AppId, u64)>,

@@ -72,7 +72,9 @@ impl EndpointFile {
             Ok(found) if self.seen.is_none_or(|seen| seen == found) => true,
             Ok(found) => {
                 let answers = socket_file::takes_connections(path);
-                self.seen = if answers { Some(found) } else { self.seen };
+                if answers {
+                    self.seen = Some(found);
+                }
                 answers
             }
         }

@@ -85,10 +85,8 @@ pub(super) fn answer(entry: &Entry, question: &Question<'_>, out: &mut Vec<u8>) 
 }
 
 /// Refuses what is no request, and ends the connection.
-pub(super) fn refuse(mut stream: &UnixStream, status: u16, reason: &str) -> io::Result<()> {
-    let length = reason.len() + 1;
-    let head = format!("HTTP/1.1 {status} Refused\r\nContent-Type: {TEXT}\r\nContent-Length: {length}\r\n");
-    stream.write_all(format!("{head}Connection: close\r\n\r\n{reason}\n").as_bytes())
+pub(super) fn refuse(stream: &UnixStream, status: u16, reason: &str) -> io::Result<()> {
+    end_with(stream, &format!("HTTP/1.1 {status} Refused\r\n"), reason)
 }
 
 /// Says that a request has not run and may be tried elsewhere, and ends the connection; with the first bytes of the request read, so that whoever
@@ -97,10 +95,14 @@ pub(super) fn decline(mut stream: &UnixStream, reason: &str) -> io::Result<()> {
     stream.set_read_timeout(Some(Duration::from_millis(100)))?;
     // Whether it is whole does not matter, nor whether it has come at all.
     let _ = stream.read(&mut [0; 16 * 1024]);
+    end_with(stream, "HTTP/1.1 503 Busy\r\nRip-Worker-Busy: 1\r\n", reason)
+}
+
+/// The last answer of a connection, of whose head that is the begin.
+fn end_with(mut stream: &UnixStream, begin: &str, reason: &str) -> io::Result<()> {
     let length = reason.len() + 1;
-    let head =
-        format!("HTTP/1.1 503 Busy\r\nRip-Worker-Busy: 1\r\nContent-Type: {TEXT}\r\nContent-Length: {length}\r\n");
-    stream.write_all(format!("{head}Connection: close\r\n\r\n{reason}\n").as_bytes())
+    let head = format!("{begin}Content-Type: {TEXT}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+    stream.write_all(format!("{head}{reason}\n").as_bytes())
 }
 
 fn reply(

@@ -512,7 +512,7 @@ const EXPECTED: &[(&str, &[(&str, u32)])] = &[
     ("production_server_errors_total", &[("", 25)]),
     // Of a head, of a body, of a client that says nothing, of a worker, of a hold, of a stream, of a place in the line, of a reader.
     ("production_server_timeouts_total", &[("", 8)]),
-    // In the line, with a worker, in the middle of an answer, and by a reset of a tunnel.
+    // In the line, with a worker, in the middle of an answer, by a reset of a tunnel, and one that took nothing of its answer.
     ("production_server_clients_gone_total", &[("", 5)]),
     ("production_server_tunnels_opened_total", &[(r#"app="web""#, 2)]),
     ("production_server_tunnels", &[]),

@@ -24,6 +24,7 @@ use crate::websocket::decode::Decoder;
 use crate::websocket::handshake::{Handshake, Refusal, handshake, switching};
 
 use super::events::Talk;
+use super::publish::readable_by;
 use super::socket::code;
 use super::{Cursor, Loop, Subscriber, Transport, framed};
 use crate::apps::Served;
@@ -230,9 +231,7 @@ impl<B: Backend> Loop<B> {
                     head.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
                 }
                 if let Some(origin) = origin {
-                    head.extend_from_slice(
-                        &[b"Access-Control-Allow-Origin: ", origin, b"\r\nVary: Origin\r\n"].concat(),
-                    );
+                    head.extend_from_slice(readable_by(origin).as_bytes());
                 }
                 head.extend_from_slice(
                     &[b"Date: ", &date[..], reply::connection(client.http.version, client.http.keep_alive)].concat(),

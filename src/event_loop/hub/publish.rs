@@ -83,7 +83,10 @@ impl<B: Backend> Loop<B> {
         };
         let (served, series) = (served.clone(), *series);
         let (page, asked) = match self.page_of(&served, sock, input, request) {
-            Ok(page) => (page, self.read_asked(&served, sock, input, request)),
+            Ok(page) => {
+                let asked = self.read_asked(&served, sock, (input, request), !page.is_empty());
+                (page, asked)
+            }
             Err(no) => (String::new(), Err(no)),
         };
         if let Ok(Some(_)) = asked {
@@ -138,12 +141,11 @@ impl<B: Backend> Loop<B> {
         &self,
         served: &Arc<Served>,
         sock: Sock,
-        input: &[u8],
-        request: &Request,
+        (input, request): (&[u8], &Request),
+        is_of_page: bool,
     ) -> Result<Option<Wish>, Direct> {
         let path = request.target.path_bytes(input);
         let name = path.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
-        let is_of_page = self.heads.fields.find_name(input, "origin").is_some();
         let wants = match (name, request.method) {
             (b"listen", Method::Get) => {
                 return self.wish(served, input, request).map(Some).map_err(|no| self.no(&no));
@@ -379,7 +381,7 @@ struct Polled {
 }
 
 /// The lines that have a browser give an answer to a page of that origin (<https://fetch.spec.whatwg.org/#http-responses>).
-fn readable_by(origin: &[u8]) -> String {
+pub(super) fn readable_by(origin: &[u8]) -> String {
     format!("Access-Control-Allow-Origin: {}\r\nVary: Origin\r\n", String::from_utf8_lossy(origin))
 }
 

@@ -243,15 +243,9 @@ impl<B: Backend> Loop<B> {
                     }
                 }
             }
-            Ok(Command::Unsubscribe { topic }) => match subscriber.topic_at(&self.hubs, &topic) {
-                None => wire::error(Some(&topic), &"is not listened to"),
-                Some(at) => {
-                    subscriber.alone = false;
-                    let cursor = subscriber.cursors.swap_remove(at);
-                    self.leave_topic(&served, &cursor);
-                    wire::unsubscribed(&topic)
-                }
-            },
+            Ok(Command::Unsubscribe { topic }) => {
+                self.leave(sock, &served, &topic).unwrap_or_else(|| wire::error(Some(&topic), &"is not listened to"))
+            }
         };
         self.say_text(sock, &answer);
     }
